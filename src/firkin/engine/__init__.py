@@ -1,0 +1,1 @@
+"""L4, options and an image become one container, from start to removal."""

@@ -1,0 +1,1 @@
+"""L2, the child's half: carries out a Plan and ends in execve."""

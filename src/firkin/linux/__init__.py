@@ -1,0 +1,1 @@
+"""L0, the kernel interface: one module a facility, nothing above it imported."""

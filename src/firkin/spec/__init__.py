@@ -1,0 +1,1 @@
+"""L1, pure data: OCI configurations parsed, validated and given their defaults."""
