@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Listener = Callable[[str, tuple[Any, ...], Any, float, str], None]
 
 # CDLL releases the GIL around each call. Only clone must not (see clone.py).
 library = ctypes.CDLL(None, use_errno=True)
-
-Listener = Callable[[str, tuple[Any, ...], Any, float, str], None]
 
 # What --explain listens with: (name, arguments, result or OSError, seconds, why).
 # One per process by nature, as the calls are; None unless someone listens.
@@ -40,13 +43,21 @@ def listen(function: Listener | None) -> None:
     listener = function
 
 
+def tell(name: str, shown: tuple[Any, ...], result: Any, started: float) -> None:
+    """Tell the listener, if any, of a call made elsewhere; *started* by ``perf_counter``."""
+    if listener is not None:
+        listener(name, shown, result, perf_counter() - started, _why)
+
+
 def function(name: str, *argtypes: Any, restype: Any = ctypes.c_int) -> Any:
     """Return the C library's function *name* with its types set once.
 
     Raises:
         AttributeError: this C library has no such function.
     """
-    found = getattr(library, name)
+    # By index, which makes a new object: an attribute is shared by all who ask for it,
+    # and prctl and ioctl are called with different types.
+    found = library[name]
     found.argtypes = argtypes
     found.restype = restype
     return found

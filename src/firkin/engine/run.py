@@ -1,0 +1,314 @@
+"""One container from start to removal: what ``firkin run`` does.
+
+Everything is undone in reverse order, whatever happens; what a SIGKILL of this
+process leaves is on the container's record and swept by the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic
+
+from firkin.engine import prepare
+from firkin.errors import FirkinError, SetupError, UsageError
+from firkin.linux import libc, mount, signals
+from firkin.runtime import cgroups, compile, idmap, launch, state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from firkin.engine.prepare import Prepared
+    from firkin.engine.request import Request
+    from firkin.init.plan import Plan
+    from firkin.runtime.cgroups.group import Cgroup
+    from firkin.runtime.cgroups.none import NoCgroup
+    from firkin.runtime.terminal import Terminal
+
+# What is passed on to the command, as the issue's users know it from docker run.
+_FORWARDED = (
+    signals.SIGHUP,
+    signals.SIGINT,
+    signals.SIGQUIT,
+    signals.SIGTERM,
+    signals.SIGUSR1,
+    signals.SIGUSR2,
+)
+_HANDLED = (*_FORWARDED, signals.SIGWINCH, signals.SIGCONT)
+
+# The exit status of a container that --timeout ended: 128 + SIGKILL.
+TIMED_OUT = 137
+
+
+class Run:
+    """A run of *request*.
+
+    Attributes:
+        timed_out: whether ``--timeout`` ended it.
+        on_debug: told of each kernel call of the child, for ``--explain``.
+    """
+
+    __slots__ = (
+        "_cgroup",
+        "_opened",
+        "_prepared",
+        "_request",
+        "_state",
+        "_terminal",
+        "on_debug",
+        "timed_out",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._terminal: Terminal | None = None
+        self._cgroup: Cgroup | NoCgroup | None = None
+        self._state: state.State | None = None
+        self._prepared: Prepared | None = None
+        self._opened = compile.Opened()
+        self.timed_out = False
+        self.on_debug: Callable[[list[str]], None] | None = None
+
+    def run(self) -> int:
+        """Start the container, wait for it, remove it; return the exit status.
+
+        Raises:
+            FirkinError: it could not be started; nothing of it is left.
+        """
+        request = self._request
+        _check_descriptors(request.preserve_fds)
+        if request.tty and request.interactive:
+            from firkin.runtime.terminal import require_tty
+
+            require_tty(0)
+        # Before anything exists: from here on no signal ends us half-way.
+        old_mask = signals.block(_HANDLED)
+        signal_fd = signals.signalfd(_HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
+        try:
+            return self._run(signal_fd)
+        finally:
+            os.close(signal_fd)
+            signals.set_mask(old_mask)
+
+    def _run(self, signal_fd: int) -> int:
+        request = self._request
+        directory = state.prepare_directory(state.default_directory())
+        record = state.State(directory, request.name or prepare.new_id(), prepare.remove_scratch)
+        self._state = record
+        try:
+            if request.cidfile is not None:
+                _write_cidfile(request.cidfile, record.id)
+            prepared = prepare.prepare(request, record)
+            self._prepared = prepared
+            start = self._compile(prepared, record)
+            deadline = None if request.timeout is None else monotonic() + request.timeout
+            pid, pidfd = start.start()
+            self._opened.close()
+            try:
+                # The sweep of what others have left costs the start nothing here.
+                state.sweep(directory, prepare.remove_scratch)
+                return self._wait(pid, pidfd, signal_fd, deadline)
+            finally:
+                self._end(pid, pidfd)
+        finally:
+            self._clean()
+
+    def _compile(self, prepared: Prepared, record: state.State) -> launch.Launch:
+        linux = prepared.config.get("linux") or {}
+        cgroup = cgroups.open_cgroup(
+            prepared.layout,
+            prepared.cgroup_path,
+            linux.get("resources") or {},
+            device_control=prepared.maps is None,
+        )
+        cgroup.check()
+        plan = compile.compile_plan(
+            prepared.config,
+            prepared.bundle,
+            cgroup,
+            self._opened,
+            prepared.seccomp,
+            prepared.seccomp_flags,
+        )
+        for path in cgroup.paths():
+            record.record("cgroup", path)
+        self._cgroup = cgroup
+        request = self._request
+        plan.explain = self.on_debug is not None
+        plan.keep_fds = request.preserve_fds
+        plan.null_stdin = request.bundle is None and not request.interactive
+        if plan.init:
+            from firkin.init import reaper
+
+            plan.arguments_area = reaper.arguments_area()
+        start = launch.Launch(plan, cgroup)
+        if prepared.maps is not None:
+            start.maps = prepared.maps
+            plan.set_groups = os.geteuid() == 0 or not prepared.maps.is_single()
+            if os.geteuid() == 0:
+                self._open_for_mapped(plan, prepared)
+        start.oom_score_adj = prepared.config["process"].get("oomScoreAdj")
+        start.on_pid = lambda pid: record.record("pid", f"{pid} {state.started(pid)}")
+        start.on_debug = self.on_debug
+        if plan.terminal:
+            plan.window = _window() if plan.window == (0, 0) else plan.window
+            start.on_console = self._attach
+        return start
+
+    def _open_for_mapped(self, plan: Plan, prepared: Prepared) -> None:
+        """Open what the root of the container, an ordinary user outside, could not reach."""
+        opened = self._opened
+        for entry in plan.mounts:
+            if entry.kind == "bind":
+                libc.because("a volume that only the host's root may open")
+                entry.tree_fd = opened.add(
+                    mount.open_tree(entry.source, recursive=entry.recursive)
+                )
+        if not prepared.lower or prepared.maps is None:
+            return
+        libc.because("the image's files belong to the ids of the container")
+        holder = opened.add(idmap.holder(prepared.maps))
+        tree = opened.add(mount.open_tree(prepared.lower, recursive=False))
+        try:
+            mount.mount_setattr(
+                tree, attr_set=mount.MOUNT_ATTR_IDMAP, userns_fd=holder, at=prepared.lower
+            )
+        except OSError as error:
+            raise SetupError(
+                f"cannot map the ids of '{prepared.lower}'",
+                error.strerror or "",
+                "its file system or this kernel lacks idmapped mounts; leave out --userns",
+                step="open_for_mapped",
+                errno=error.errno or 0,
+            ) from error
+        plan.root_tree_fd = tree
+
+    def _attach(self, master: int) -> None:
+        from firkin.runtime.terminal import Terminal
+
+        self._terminal = Terminal(master, 0, 1, self._request.interactive)
+        self._terminal.start()
+
+    def _wait(self, pid: int, pidfd: int, signal_fd: int, deadline: float | None) -> int:
+        """Pass signals and terminal on until the first process has ended."""
+        terminal = self._terminal
+        while True:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.register(signal_fd, select.POLLIN)
+            for fd, events in terminal.fds() if terminal else ():
+                poller.register(fd, events)
+            remaining = None
+            if deadline is not None and not self.timed_out:
+                remaining = max(0.0, deadline - monotonic()) * 1000
+            ready = dict(poller.poll(remaining))
+            if pidfd in ready:
+                break
+            if not ready and deadline is not None and monotonic() >= deadline:
+                self.timed_out = True
+                self._kill(pidfd)
+            if signal_fd in ready:
+                self._forward(pidfd, signal_fd)
+            if terminal is not None:
+                for fd, events in ready.items():
+                    if fd not in (pidfd, signal_fd):
+                        terminal.handle(fd, events)
+        if terminal is not None:
+            terminal.drain(signal_fd)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+    def _forward(self, pidfd: int, signal_fd: int) -> None:
+        for number, *_ in signals.read_signalfd(signal_fd):
+            if number == signals.SIGWINCH and self._terminal is not None:
+                self._terminal.resize()
+            elif number == signals.SIGCONT:
+                if self._terminal is not None:
+                    self._terminal.resume()
+            else:
+                try:
+                    signals.pidfd_send_signal(pidfd, number)
+                except ProcessLookupError:
+                    continue
+
+    def _kill(self, pidfd: int) -> None:
+        """End every process of the container."""
+        try:
+            signals.pidfd_send_signal(pidfd, signals.SIGKILL)
+        except ProcessLookupError:
+            pass
+        if self._cgroup is not None:
+            self._cgroup.kill()
+
+    def _end(self, pid: int, pidfd: int) -> None:
+        """Leave no process, even where the PID namespace is not the container's own."""
+        try:
+            if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                self._kill(pidfd)
+                os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass  # waited for already
+        os.close(pidfd)
+        if self._cgroup is not None and self._cgroup.pids():
+            self._cgroup.kill()
+
+    def _clean(self) -> None:
+        """Undo everything, in reverse; all of it, even when a part fails."""
+        failures: list[Exception] = []
+
+        def attempt(function: Callable[..., Any], *arguments: Any) -> None:
+            try:
+                function(*arguments)
+            except (OSError, FirkinError) as error:
+                failures.append(error)
+
+        if self._terminal is not None:
+            self._terminal.close()
+        self._opened.close()
+        if self._cgroup is not None:
+            attempt(self._cgroup.remove)
+            attempt(self._cgroup.close)
+        record = self._state
+        if record is None:
+            return
+        scratch = record.scratch
+        if scratch:
+            attempt(prepare.remove_scratch, scratch, record.maps)
+        if not failures:
+            attempt(record.remove)
+        if failures:
+            # The record stays, so the next start tries again.
+            raise SetupError("cannot remove the container", str(failures[0])) from failures[0]
+
+
+def _check_descriptors(count: int) -> None:
+    for fd in range(3, 3 + count):
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise UsageError(
+                f"cannot preserve {count} descriptors", f"descriptor {fd} is not open"
+            ) from None
+
+
+def _write_cidfile(path: str, container_id: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UsageError(f"cannot write the container's id to '{path}'", str(error.strerror)) from None
+    os.write(fd, container_id.encode())
+    os.close(fd)
+
+
+def _window() -> tuple[int, int]:
+    from firkin.linux import pty
+
+    for fd in (1, 0, 2):
+        try:
+            return pty.get_winsize(fd)
+        except OSError:
+            continue
+    return (0, 0)

@@ -1,0 +1,286 @@
+"""The child's mounts, in its own mount namespace, before and after the pivot.
+
+Every target is looked up inside the new root by ``linux/paths.py`` and mounted
+on through its descriptor: the contents of the root are hostile.
+
+Source: mount_namespaces(7), overlayfs.rst, CVE-2025-31133 (masking with a
+``/dev/null`` that the image provided), CVE-2019-16884 (a fake ``/proc``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from firkin.init.plan import Mount, Plan
+from firkin.linux import libc, mount, paths
+
+PROC_SUPER_MAGIC = 0x9FA0
+SYSFS_MAGIC = 0x62656572
+
+# The nodes that the specification promises, where /dev is ours to fill.
+_DEVICE_LINKS = (
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+)
+
+
+def enter_root(plan: Plan) -> int:
+    """Make the root a mount of this namespace; return a descriptor on it.
+
+    The first mount of the plan is the root itself where its destination is "/".
+    """
+    libc.because("no mount of the container reaches the host, whatever the host's propagation")
+    mount.mount("", "/", "", plan.root_propagation or mount.MS_SLAVE | mount.MS_REC)
+    if plan.root_tree_fd >= 0:
+        libc.because("put the root file system, which only the parent may open, in its place")
+        root = _open_root(plan.root)
+        mount.move_mount(plan.root_tree_fd, root, at=plan.root)
+        os.close(root)
+    root = _open_root(plan.root)
+    first = plan.mounts[0] if plan.mounts else None
+    if first is not None and first.destination == "/":
+        libc.because("the container's root: its writes go to the upper folder, the image stays")
+        _mount_on(first, root)
+    elif plan.root_tree_fd < 0:
+        libc.because("pivot_root needs the new root to be a mount")
+        tree = mount.open_tree(plan.root, recursive=True)
+        mount.move_mount(tree, root, at=plan.root)
+        os.close(tree)
+    else:
+        return root
+    os.close(root)
+    return _open_root(plan.root)
+
+
+def _open_root(path: str) -> int:
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def mount_all(plan: Plan, root: int) -> None:
+    """Make the mounts of *plan* below *root* in their order."""
+    for entry in plan.mounts:
+        if entry.destination != "/":
+            _mount_in(entry, root)
+
+
+def _mount_in(entry: Mount, root: int) -> None:
+    libc.because(_REASONS.get(entry.fstype, "a volume: a part of the host, shown in the container"))
+    if entry.kind == "symlink":
+        parent, name = os.path.split(entry.destination)
+        folder = paths.make_in_root(root, parent, "dir")
+        libc.via(os.symlink, entry.source, name, dir_fd=folder)
+        os.close(folder)
+        return
+    if entry.kind == "setattr":
+        made = paths.open_in_root(root, entry.destination, os.O_PATH)
+        _set_attributes(entry, made)
+        os.close(made)
+        return
+    tree = -1
+    is_file = False
+    if entry.kind == "bind":
+        tree = entry.tree_fd
+        if tree < 0:
+            tree = mount.open_tree(entry.source, recursive=entry.recursive)
+        is_file = not stat.S_ISDIR(os.fstat(tree).st_mode)
+    target = paths.make_in_root(root, entry.destination, "file" if is_file else "dir")
+    try:
+        if entry.fstype in ("proc", "sysfs"):
+            _check_plain_target(root, entry)
+        _mount_on(entry, target, tree)
+        if entry.kind == "mount" and (entry.propagation or entry.rec_set or entry.rec_clr):
+            # *target* is on what the mount covers; look the mount itself up again.
+            made = paths.open_in_root(root, entry.destination, os.O_PATH)
+            _set_shared_attributes(entry, made)
+            os.close(made)
+    finally:
+        os.close(target)
+        if tree >= 0:
+            os.close(tree)
+
+
+# One line a file system type, for --explain.
+_REASONS = {
+    "proc": "programs see their own processes, not the host's",
+    "sysfs": "devices and kernel settings, read-only",
+    "tmpfs": "files that live in memory and die with the container",
+    "devpts": "terminals of the container's own",
+    "mqueue": "POSIX message queues of the container's IPC namespace",
+    "cgroup": "the container's own limits and readings",
+    "cgroup2": "the container's own limits and readings",
+    "overlay": "a part of the host below a private layer: writes stay in the container",
+}
+
+
+def _check_plain_target(root: int, entry: Mount) -> None:
+    """Refuse a link in the place of /proc or /sys (CVE-2019-16884 and its kin)."""
+    try:
+        fd = os.open(
+            entry.destination.lstrip("/"), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root
+        )
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, entry.destination) from None
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTDIR, "it must be a folder, not a link", entry.destination)
+    finally:
+        os.close(fd)
+
+
+def _mount_on(entry: Mount, target: int, tree: int = -1) -> None:
+    at = entry.destination
+    if entry.kind == "bind":
+        _set_attributes(entry, tree)
+        mount.move_mount(tree, target, at=at)
+        return
+    where = f"/proc/self/fd/{target}"
+    mount.mount(entry.source, where, entry.fstype, entry.flags, entry.data, at=at)
+
+
+def _set_attributes(entry: Mount, tree: int) -> None:
+    at = entry.destination
+    if entry.idmap_fd >= 0:
+        mount.mount_setattr(
+            tree,
+            attr_set=mount.MOUNT_ATTR_IDMAP,
+            userns_fd=entry.idmap_fd,
+            recursive=entry.idmap_recursive,
+            at=at,
+        )
+    if entry.attr_set or entry.attr_clr:
+        mount.mount_setattr(tree, attr_set=entry.attr_set, attr_clr=entry.attr_clr, at=at)
+    _set_shared_attributes(entry, tree)
+
+
+def _set_shared_attributes(entry: Mount, tree: int) -> None:
+    """Set what binds and file systems are given alike: recursive options and propagation."""
+    at = entry.destination
+    if entry.rec_set or entry.rec_clr:
+        mount.mount_setattr(
+            tree, attr_set=entry.rec_set, attr_clr=entry.rec_clr, recursive=True, at=at
+        )
+    for flags in entry.propagation:
+        mount.mount_setattr(
+            tree,
+            propagation=flags & ~mount.MS_REC,
+            recursive=bool(flags & mount.MS_REC),
+            at=at,
+        )
+
+
+def make_devices(plan: Plan, root: int) -> None:
+    """Fill /dev: nodes (or the host's, bound, in a user namespace) and links."""
+    if not plan.devices:
+        return
+    dev = paths.make_in_root(root, "/dev", "dir")
+    try:
+        _make_nodes(plan, root, dev)
+        libc.because("the names that programs expect beside the nodes")
+        for target, name in _DEVICE_LINKS:
+            try:
+                libc.via(os.symlink, target, name, dir_fd=dev)
+            except FileExistsError:
+                # The image's own, on a /dev that is not a fresh tmpfs: as runc, keep it.
+                continue
+    finally:
+        os.close(dev)
+
+
+def _make_nodes(plan: Plan, root: int, dev: int) -> None:
+    for path, mode, number, uid, gid in plan.devices:
+        if plan.bind_devices:
+            libc.because("a user namespace can't make device nodes: the host's are bound")
+            tree = mount.open_tree(path, recursive=False)
+            target = paths.make_in_root(root, path, "file")
+            mount.move_mount(tree, target, at=path)
+            os.close(target)
+            os.close(tree)
+            continue
+        libc.because("the device nodes that every program may use")
+        parent, name = os.path.split(path)
+        folder = os.dup(dev) if parent == "/dev" else paths.make_in_root(root, parent, "dir")
+        try:
+            libc.via(os.mknod, name, mode, number, dir_fd=folder)
+            if uid or gid:
+                os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            _check_node(folder, name, mode, number, path)
+        finally:
+            os.close(folder)
+
+
+def _check_node(folder: int, name: str, mode: int, number: int, path: str) -> None:
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if stat.S_IFMT(found.st_mode) != stat.S_IFMT(mode) or found.st_rdev != number:
+        raise OSError(errno.EEXIST, "the image has something else in a device's place", path)
+
+
+def prepare_masks(plan: Plan) -> tuple[int, int]:
+    """Open what hides things: the host's /dev/null and an empty read-only folder.
+
+    Before the pivot, for the image's /dev/null may be anything.
+
+    Returns:
+        Detached trees (file, folder), -1 where there is nothing to mask.
+    """
+    if not plan.masked:
+        return -1, -1
+    libc.because("what hides files: the host's own null device")
+    null = mount.open_tree("/dev/null", recursive=False)
+    libc.because("what hides folders: an empty read-only tmpfs")
+    empty = mount.detached_tmpfs("size=0,nr_inodes=1,mode=555", mount.MOUNT_ATTR_RDONLY)
+    return null, empty
+
+
+def mask_paths(plan: Plan, null: int, empty: int) -> None:
+    """Hide ``maskedPaths`` and turn ``readonlyPaths`` read-only; after the pivot."""
+    libc.because("settings of the kernel that can be read and not changed")
+    for path in plan.readonly_paths:
+        try:
+            tree = mount.open_tree(path, recursive=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        target = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        mount.mount_setattr(tree, attr_set=mount.MOUNT_ATTR_RDONLY, at=path)
+        mount.move_mount(tree, target, at=path)
+        os.close(target)
+        os.close(tree)
+    libc.because("files that tell of the host or can harm it are hidden")
+    for path in plan.masked:
+        try:
+            target = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        is_folder = stat.S_ISDIR(os.fstat(target).st_mode)
+        tree = mount.open_tree("", recursive=False, dirfd=empty if is_folder else null)
+        mount.move_mount(tree, target, at=path)
+        os.close(target)
+        os.close(tree)
+    for fd in (null, empty):
+        if fd >= 0:
+            os.close(fd)
+
+
+def pivot(root: int) -> None:
+    """Make *root* the root of this process, and the host's unreachable."""
+    libc.because("the container's root becomes /; the host's root lies below it for a moment")
+    libc.via(os.fchdir, root)
+    mount.pivot_root(".", ".")
+    libc.because("nothing of the host's tree is reachable any more")
+    # The old root is at "." now; as a slave first, lest the detach travel to the host.
+    mount.mount("", ".", "", mount.MS_SLAVE | mount.MS_REC)
+    mount.umount_detach(".")
+    libc.via(os.chdir, "/")
+
+
+def readonly_root() -> None:
+    """Turn the root mount read-only."""
+    libc.because("--read-only: the root file system can't be written")
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mount.mount_setattr(fd, attr_set=mount.MOUNT_ATTR_RDONLY, at="/")
+    os.close(fd)

@@ -1,0 +1,361 @@
+"""From an OCI configuration to a Plan: everything looked up, nothing done yet.
+
+What the configuration asks for and this runtime lacks is refused here, before
+anything exists.
+
+Source: runtime-spec config.md and config-linux.md.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from firkin.errors import ConfigError, UsageError, Unsupported
+from firkin.init.plan import Mount, Plan
+from firkin.linux import caps, clone, mount, ns
+from firkin.linux.seccomp import Filter
+from firkin.runtime import mount_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from firkin.runtime.cgroups.group import Cgroup
+    from firkin.runtime.cgroups.none import NoCgroup
+
+# The annotation that asks for our reaper as pid 1; it has no place in the specification.
+INIT_ANNOTATION = "org.firkin.init"
+
+# Numbers of include/uapi/asm-generic/resource.h, as x86-64 and aarch64 have them.
+RLIMITS = {
+    "RLIMIT_CPU": 0,
+    "RLIMIT_FSIZE": 1,
+    "RLIMIT_DATA": 2,
+    "RLIMIT_STACK": 3,
+    "RLIMIT_CORE": 4,
+    "RLIMIT_RSS": 5,
+    "RLIMIT_NPROC": 6,
+    "RLIMIT_NOFILE": 7,
+    "RLIMIT_MEMLOCK": 8,
+    "RLIMIT_AS": 9,
+    "RLIMIT_LOCKS": 10,
+    "RLIMIT_SIGPENDING": 11,
+    "RLIMIT_MSGQUEUE": 12,
+    "RLIMIT_NICE": 13,
+    "RLIMIT_RTPRIO": 14,
+    "RLIMIT_RTTIME": 15,
+}
+
+_PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}
+
+# (path, mode, major, minor): the devices that the specification promises.
+_DEVICES = tuple(
+    (f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor), 0, 0)
+    for name, major, minor in (
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    )
+)
+_DEVICE_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+
+# What no part of this runtime carries out yet; docs/roadmap.md has the list.
+# Refused, for a container that lacks what was asked for is not that container.
+_NOT_YET = (
+    ("hooks",),
+    ("process", "apparmorProfile"),
+    ("process", "selinuxLabel"),
+    ("process", "scheduler"),
+    ("process", "ioPriority"),
+    ("process", "execCPUAffinity"),
+    ("linux", "mountLabel"),
+    ("linux", "intelRdt"),
+    ("linux", "memoryPolicy"),
+    ("linux", "netDevices"),
+    ("linux", "seccomp", "listenerPath"),
+)
+
+
+class Opened:
+    """Descriptors that a Plan refers to, to be closed when the child has them."""
+
+    __slots__ = ("fds",)
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def add(self, fd: int) -> int:
+        self.fds.append(fd)
+        return fd
+
+    def close(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+def compile_plan(
+    config: dict[str, Any],
+    bundle: str,
+    cgroup: Cgroup | NoCgroup,
+    opened: Opened,
+    seccomp: bytes | None = None,
+    seccomp_flags: int = 0,
+) -> Plan:
+    """Compile *config*.
+
+    Args:
+        config: a validated OCI configuration.
+        bundle: the folder that its relative paths start from.
+        cgroup: the container's cgroup, for what ``/sys/fs/cgroup`` shows.
+        opened: takes the descriptors that the Plan names.
+        seccomp: the compiled filter, or None for no filter.
+        seccomp_flags: ``SECCOMP_FILTER_FLAG_…``.
+
+    Raises:
+        ConfigError: a field that can't be carried out.
+        Unsupported: a field that this version or machine does not know.
+    """
+    for field in _NOT_YET:
+        _refuse(config, field)
+    process = config.get("process")
+    if not process:
+        raise ConfigError("process", "it is missing, and there is nothing to run without it")
+    linux = config.get("linux") or {}
+    plan = Plan()
+    _namespaces(plan, config, linux, opened)
+    _root(plan, config, linux, bundle, cgroup)
+    _process(plan, process)
+    if seccomp is not None:
+        plan.seccomp = Filter(seccomp, seccomp_flags).load
+    plan.init = (config.get("annotations") or {}).get(INIT_ANNOTATION) == "true"
+    return plan
+
+
+def _refuse(config: dict[str, Any], field: tuple[str, ...]) -> None:
+    value: Any = config
+    for name in field:
+        value = value.get(name) if isinstance(value, dict) else None
+    if value and (field != ("hooks",) or any(value.values())):
+        raise Unsupported(
+            f"cannot run this configuration: {'.'.join(field)}", "firkin does not know it yet"
+        )
+
+
+def _namespaces(
+    plan: Plan, config: dict[str, Any], linux: dict[str, Any], opened: Opened
+) -> None:
+    new = 0
+    joins = {}
+    for number, entry in enumerate(linux.get("namespaces") or ()):
+        kind = entry["type"]
+        path = entry.get("path")
+        flag = ns.FLAGS[kind]
+        if not path:
+            new |= flag
+            continue
+        try:
+            fd = opened.add(ns.open_namespace(path, flag))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(
+                f"linux.namespaces[{number}].path",
+                f"cannot join the {kind} namespace '{path}': {why}",
+            ) from None
+        joins[kind] = (fd, flag, path)
+    plan.joins = tuple(joins[kind] for kind, _, _ in ns.NAMESPACES if kind in joins)
+    plan.new_user = bool(new & clone.CLONE_NEWUSER)
+    plan.new_cgroup = bool(new & clone.CLONE_NEWCGROUP)
+    # These two must be there from the first moment: the user namespace owns the
+    # others, and a process enters a PID namespace only by being born in it.
+    at_birth = clone.CLONE_NEWUSER | clone.CLONE_NEWPID
+    plan.clone_flags = new & at_birth
+    plan.unshare_flags = new & ~at_birth & ~clone.CLONE_NEWCGROUP & ~clone.CLONE_NEWTIME
+    plan.loopback = bool(new & clone.CLONE_NEWNET)
+    plan.hostname = config.get("hostname") or ""
+    plan.domainname = config.get("domainname") or ""
+    if new & clone.CLONE_NEWTIME:
+        offsets = linux.get("timeOffsets") or {}
+        plan.time_offsets = tuple(
+            (clock, int(o.get("secs") or 0), int(o.get("nanosecs") or 0))
+            for clock, o in offsets.items()
+        ) or (("boottime", 0, 0),)
+    plan.sysctl = tuple((linux.get("sysctl") or {}).items())
+    if not new & clone.CLONE_NEWNS and "mount" not in joins:
+        raise ConfigError(
+            "linux.namespaces",
+            "without a mount namespace the container would mount on the host",
+            'add {"type": "mount"}',
+        )
+    plan.root = "" if "mount" in joins else "/"
+
+
+def _root(
+    plan: Plan,
+    config: dict[str, Any],
+    linux: dict[str, Any],
+    bundle: str,
+    cgroup: Cgroup | NoCgroup,
+) -> None:
+    if not plan.root:
+        return
+    root = config.get("root")
+    if not root:
+        raise ConfigError("root", "it is missing, and there is no image without it")
+    path = os.path.join(bundle, root["path"])
+    plan.root = os.path.realpath(path)
+    if not os.path.isdir(plan.root):
+        raise ConfigError("root.path", f"'{path}' is not a folder")
+    plan.readonly_root = bool(root.get("readonly"))
+    propagation = linux.get("rootfsPropagation")
+    if propagation:
+        flags = mount_options.propagation_flags(propagation, "linux.rootfsPropagation")
+        plan.root_propagation = flags | mount.MS_REC
+    mounts: list[Mount] = []
+    private = plan.new_cgroup
+    for number, entry in enumerate(config.get("mounts") or ()):
+        field = f"mounts[{number}]"
+        if entry.get("type") in ("cgroup", "cgroup2"):
+            mounts += _cgroup_mounts(entry, cgroup, private, field)
+        else:
+            mounts.append(_mount(entry, bundle, field))
+    plan.mounts = tuple(mounts)
+    devices = list(_DEVICES)
+    for number, entry in enumerate(linux.get("devices") or ()):
+        devices.append(_device(entry, f"linux.devices[{number}]"))
+    # A /dev that is bound from the host is not ours to fill.
+    if any(m.kind == "bind" and os.path.normpath(m.destination) == "/dev" for m in mounts):
+        devices = []
+    plan.devices = tuple(devices)
+    plan.bind_devices = plan.new_user or _in_user_namespace()
+    plan.masked = tuple(linux.get("maskedPaths") or ())
+    plan.readonly_paths = tuple(linux.get("readonlyPaths") or ())
+
+
+def _in_user_namespace() -> bool:
+    """Whether firkin itself runs in a user namespace, where mknod is not permitted."""
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
+def _destination(entry: dict[str, Any]) -> str:
+    # Older configurations have relative ones; the specification says: from "/".
+    return "/" + os.path.normpath(entry["destination"]).lstrip("/")
+
+
+def _mount(entry: dict[str, Any], bundle: str, field: str) -> Mount:
+    options = mount_options.parse_options(entry.get("options") or [], f"{field}.options")
+    kind = entry.get("type") or ""
+    bind = options.bind or kind in ("bind", "rbind")
+    source = entry.get("source") or kind or "none"
+    destination = _destination(entry)
+    if bind:
+        result = Mount("bind", destination, os.path.join(bundle, source))
+        result.recursive = options.recursive or kind == "rbind"
+        result.attr_set, result.attr_clr = options.attr_set, options.attr_clr
+    else:
+        if not kind or kind == "none":
+            raise ConfigError(f"{field}.type", "it is missing, and the mount is no bind")
+        result = Mount("mount", destination, source, kind)
+        result.flags = options.flags
+        result.data = options.data
+    result.rec_set, result.rec_clr = options.rec_set, options.rec_clr
+    result.propagation = tuple(options.propagation)
+    if options.idmap or entry.get("uidMappings") or entry.get("gidMappings"):
+        raise Unsupported(f"cannot mount {destination}", "firkin can't map its ids yet")
+    if options.tmpcopyup:
+        raise Unsupported(f"cannot mount {destination}", "firkin does not know tmpcopyup yet")
+    return result
+
+
+def _cgroup_mounts(
+    entry: dict[str, Any], cgroup: Cgroup | NoCgroup, private: bool, field: str
+) -> list[Mount]:
+    """The mounts behind one of type ``cgroup``: several on v1, one on v2."""
+    options = mount_options.parse_options(entry.get("options") or [], f"{field}.options")
+    top = _destination(entry)
+    mounts = []
+    for kind, source, name, data in cgroup.mounts(private):
+        where = os.path.join(top, name) if name else top
+        if kind == "symlink":
+            made = Mount("symlink", where, source, "cgroup")
+        elif kind == "bind":
+            made = Mount("bind", where, source)
+            made.attr_set = options.attr_set
+        else:
+            made = Mount("mount", where, source, kind)
+            made.data = data
+            # The folders of the hierarchies are still to be made in the tmpfs.
+            made.flags = options.flags & ~mount.MS_RDONLY if kind == "tmpfs" else options.flags
+        mounts.append(made)
+    if mounts and mounts[0].fstype == "tmpfs" and options.flags & mount.MS_RDONLY:
+        last = Mount("setattr", top)
+        last.attr_set = mount.MOUNT_ATTR_RDONLY
+        mounts.append(last)
+    return mounts
+
+
+def _device(entry: dict[str, Any], field: str) -> tuple[str, int, int, int, int]:
+    path = entry["path"]
+    kind = _DEVICE_TYPES[entry["type"]]
+    if os.path.normpath(path) != path or path == "/":
+        raise ConfigError(f"{field}.path", f"'{path}' is not a plain absolute path")
+    mode = entry.get("fileMode")
+    return (
+        path,
+        kind | (0o666 if mode is None else mode & 0o7777),
+        os.makedev(entry.get("major") or 0, entry.get("minor") or 0),
+        entry.get("uid") or 0,
+        entry.get("gid") or 0,
+    )
+
+
+def _process(plan: Plan, process: dict[str, Any]) -> None:
+    args = process.get("args")
+    if not args:
+        raise ConfigError("process.args", "it is empty: there is no command")
+    plan.args = tuple(args)
+    plan.env = tuple(process.get("env") or ())
+    plan.paths = tuple(_search_path(plan.env).split(":"))
+    plan.cwd = os.path.normpath(process["cwd"])
+    plan.terminal = bool(process.get("terminal"))
+    size = process.get("consoleSize") or {}
+    plan.window = (size.get("height") or 0, size.get("width") or 0)
+    user = process.get("user") or {}
+    plan.uid, plan.gid = user.get("uid") or 0, user.get("gid") or 0
+    plan.groups = tuple(user.get("additionalGids") or ())
+    umask = user.get("umask")
+    plan.umask = 0o022 if umask is None else umask
+    personality = process.get("personality") or {}
+    if personality:
+        plan.personality = _PERSONALITIES[personality["domain"]]
+    plan.no_new_privs = bool(process.get("noNewPrivileges"))
+    sets = process.get("capabilities") or {}
+    plan.last_cap = caps.last()
+    known = (1 << plan.last_cap + 1) - 1
+    plan.bounding = caps.mask(sets.get("bounding") or ()) & known
+    plan.effective = caps.mask(sets.get("effective") or ()) & known
+    plan.permitted = caps.mask(sets.get("permitted") or ()) & known
+    plan.inheritable = caps.mask(sets.get("inheritable") or ()) & known
+    plan.ambient = caps.mask(sets.get("ambient") or ()) & known
+    plan.rlimits = tuple(
+        (_rlimit(entry["type"]), entry["soft"], entry["hard"])
+        for entry in process.get("rlimits") or ()
+    )
+
+
+def _rlimit(name: str) -> int:
+    if name not in RLIMITS:
+        raise UsageError(f"cannot set {name}", "this kernel has no such limit")
+    return RLIMITS[name]
+
+
+def _search_path(env: tuple[str, ...]) -> str:
+    found = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    for entry in env:
+        if entry.startswith("PATH="):
+            found = entry[5:]
+    return found

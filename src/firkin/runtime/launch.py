@@ -1,0 +1,314 @@
+"""The parent's half of a start: clone the child, do what only the parent may, let it go.
+
+The conversation is drawn in ``init/channel.py``. Whatever fails, the child is
+killed and waited for before the error is raised.
+
+Source: clone(2), prlimit(2), proc(5) on oom_score_adj.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import os
+
+from firkin.errors import NotExecutable, NotFound, SetupError, Unsupported
+from firkin.init import channel as protocol
+from firkin.init import stages
+from firkin.init.final import Rlimit
+from firkin.linux import clone, libc, signals
+from firkin.runtime import idmap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from firkin.init.channel import Channel
+    from firkin.init.plan import Plan
+    from firkin.runtime.cgroups.group import Cgroup
+    from firkin.runtime.cgroups.none import NoCgroup
+    from firkin.runtime.idmap import IdMaps
+
+_prlimit = libc.function("prlimit", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+class Launch:
+    """What the parent does while a child carries out *plan*.
+
+    Attributes:
+        maps: the ids of a new user namespace, or None.
+        oom_score_adj: -1000 … 1000, or None to leave it.
+        on_pid: called with the pid of the container's first process, before it
+            has done anything; what it records is there for a sweep.
+        on_console: called with the master of the container's terminal.
+        on_debug: called with each kernel call that the child tells of.
+    """
+
+    __slots__ = ("cgroup", "maps", "on_console", "on_debug", "on_pid", "oom_score_adj", "plan")
+
+    def __init__(self, plan: Plan, cgroup: Cgroup | NoCgroup) -> None:
+        self.plan = plan
+        self.cgroup = cgroup
+        self.maps: IdMaps | None = None
+        self.oom_score_adj: int | None = None
+        self.on_pid: Callable[[int], None] | None = None
+        self.on_console: Callable[[int], None] | None = None
+        self.on_debug: Callable[[list[str]], None] | None = None
+
+    def start(self) -> tuple[int, int]:
+        """Start the container; return its first process's pid and pidfd once it has exec'ed.
+
+        The caller is single-threaded and has blocked the signals that it
+        handles. The cgroup is created here, and left to the caller to remove.
+
+        Raises:
+            FirkinError: as ``errors.py`` draws them; then no process is left.
+        """
+        self.cgroup.create()
+        plan = self.plan
+        libc.because("a channel for what parent and child have to tell each other")
+        ours, theirs = protocol.pair()
+        # The child shares our pages until one of us writes: a collection would
+        # touch every object's header.
+        gc.disable()
+        gc.freeze()
+        libc.because("the child, in the namespaces that a process must be born in")
+        try:
+            pid, pidfd = clone.clone(0 if plan.joins else plan.clone_flags)
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            raise clone_error(error, plan.new_user) from error
+        if pid == 0:
+            ours.close()
+            stages.run(plan, theirs)
+        theirs.close()
+        child = _Start(self, ours, pid, pidfd)
+        try:
+            child.prepare()
+            return child.converse()
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            ours.close()
+
+
+class _Start:
+    """One start under way."""
+
+    __slots__ = ("channel", "launch", "pid", "pidfd")
+
+    def __init__(self, launch: Launch, channel: Channel, pid: int, pidfd: int) -> None:
+        self.launch = launch
+        self.channel = channel
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def kill(self) -> None:
+        try:
+            signals.pidfd_send_signal(self.pidfd, signals.SIGKILL)
+        except OSError:
+            pass  # it has ended by itself
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+
+    def prepare(self) -> None:
+        """What needs the parent's rights, before the child may go on."""
+        launch = self.launch
+        plan = launch.plan
+        if launch.on_pid is not None:
+            launch.on_pid(self.pid)
+        if plan.rlimits:
+            self._raise_rlimits()
+        if launch.oom_score_adj is not None:
+            libc.because("how readily the kernel's out-of-memory killer chooses the container")
+            try:
+                libc.write_file(f"/proc/{self.pid}/oom_score_adj", str(launch.oom_score_adj))
+            except OSError as error:
+                raise SetupError(
+                    f"cannot set the OOM score to {launch.oom_score_adj}",
+                    error.strerror or "",
+                    "only root may lower it",
+                    step="prepare",
+                    errno=error.errno or 0,
+                ) from error
+        launch.cgroup.apply()
+        launch.cgroup.join(self.pid)
+        if launch.maps is not None and not plan.joins:
+            idmap.write(self.pid, launch.maps)
+        self._send(protocol.START)
+
+    def _raise_rlimits(self) -> None:
+        """Raise hard limits that are to be higher than ours, while the child has our rights.
+
+        Lowering them is left to the child's last step: a low limit on open
+        files or memory must not hit its own work.
+        """
+        libc.because("hard limits above our own need the rights of the host's root")
+        for resource, _, hard in self.launch.plan.rlimits:
+            current = Rlimit()
+            _prlimit(self.pid, resource, None, ctypes.byref(current))
+            if hard <= current.hard:
+                continue
+            wanted = Rlimit(current.soft, hard)
+            try:
+                libc.call(
+                    "prlimit",
+                    _prlimit,
+                    self.pid,
+                    resource,
+                    ctypes.byref(wanted),
+                    None,
+                    shown=(self.pid, resource, wanted.soft, wanted.hard),
+                )
+            except OSError as error:
+                raise SetupError(
+                    f"cannot raise the hard limit of resource {resource} to {hard}",
+                    f"{error.strerror}; this process's own hard limit is {current.hard}",
+                    "raising it needs CAP_SYS_RESOURCE",
+                    step="prepare",
+                    errno=error.errno or 0,
+                ) from error
+
+    def converse(self) -> tuple[int, int]:
+        """Answer the child until it has become the command."""
+        launch = self.launch
+        gone = False
+        while True:
+            kind, fields, fds = self.channel.receive()
+            if kind == protocol.DEBUG:
+                if launch.on_debug is not None:
+                    launch.on_debug(fields)
+            elif kind == protocol.FORKED and len(fds) == 1:
+                self._follow(int(fields[0]), fds[0])
+            elif kind == protocol.CONSOLE and len(fds) == 1 and launch.on_console is not None:
+                launch.on_console(fds[0])
+            elif kind == protocol.READY and not gone:
+                # Not before: the child's own Python would count against a small limit.
+                launch.cgroup.apply_memory()
+                gone = True
+                self._send(protocol.GO)
+            elif kind == protocol.ERROR:
+                raise failure(launch.plan, *fields)
+            elif not kind and gone:
+                return self.pid, self.pidfd
+            else:
+                for fd in fds:
+                    os.close(fd)
+                raise self._broken(kind)
+
+    def _send(self, kind: bytes) -> None:
+        try:
+            self.channel.send(kind)
+        except OSError:
+            # It ended; what it said before that is still to be read.
+            return
+
+    def _follow(self, pid: int, pidfd: int) -> None:
+        """The bridge, which joined namespaces, has forked the real child."""
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.pid, self.pidfd = pid, pidfd
+        launch = self.launch
+        if launch.on_pid is not None:
+            launch.on_pid(pid)
+        if launch.maps is not None:
+            idmap.write(pid, launch.maps)
+        self._send(protocol.MAPPED)
+
+    def _broken(self, kind: bytes) -> SetupError:
+        if kind:
+            return SetupError("cannot start the container", f"unexpected message {kind!r}")
+        info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        code = info.si_status if info else 0
+        how = f"signal {code}" if info and info.si_code != os.CLD_EXITED else f"status {code}"
+        return SetupError(
+            "cannot start the container",
+            f"its first process ended with {how} during set-up",
+            "was it the out-of-memory killer? see the kernel's log" if code == 9 else "",
+        )
+
+
+def clone_error(error: OSError, new_user: bool) -> SetupError | Unsupported:
+    """What a failed clone means; a refused user namespace names its switch."""
+    if not new_user or error.errno not in (errno.EPERM, errno.ENOSPC, errno.EUSERS, errno.EINVAL):
+        return SetupError(
+            "cannot create the container's first process",
+            error.strerror or "",
+            "root, or a user namespace, is needed" if error.errno == errno.EPERM else "",
+            step="clone",
+            errno=error.errno or 0,
+        )
+    mend = "an outer container or seccomp profile may forbid it"
+    for path, forbidding in (
+        ("/proc/sys/user/max_user_namespaces", "0"),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ):
+        try:
+            with open(path) as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == forbidding:
+            name = path.removeprefix("/proc/sys/").replace("/", ".")
+            mend = f"sysctl {name} is {value}: ask an administrator to change it"
+            break
+    return Unsupported("cannot create a user namespace", error.strerror or "", mend)
+
+
+# What each step of the child does, for "cannot …".
+_DOING = {
+    "unshare_namespaces": "create the container's namespaces",
+    "join_namespaces": "join a namespace",
+    "become_root": "enter the user namespace",
+    "unshare_cgroup": "create the cgroup namespace",
+    "set_time": "set the time namespace's offsets",
+    "set_names": "set the host name",
+    "bring_up_loopback": "bring the loopback device up",
+    "build_root": "mount",
+    "set_sysctls": "set a sysctl",
+    "enter_root": "pivot into the root file system",
+    "make_directory": "make the working directory",
+    "open_console": "open a terminal",
+    "close_root": "hide or protect",
+    "drop_privileges": "take the command's user and directory",
+    "limit_capabilities": "limit the capabilities",
+    "clean_process": "limit the command's resources",
+}
+
+
+def failure(plan: Plan, step: str, number: str, path: str, why: str) -> SetupError:
+    """Turn what the child reported into the exception to raise."""
+    code = int(number)
+    facts = {"step": step, "errno": code, "path": path}
+    if step in ("find_command", "execute"):
+        name = plan.args[0]
+        what = f"cannot run '{name}'"
+        if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if step == "execute":
+                why = "the interpreter or loader that it names is not in the container"
+            return _typed(NotFound, what, why, facts)
+        if code:
+            return _typed(NotExecutable, what, why, facts)
+    doing = _DOING.get(step, f"do step {step}")
+    if path:
+        doing += f" '{path}'"
+    mend = ""
+    if step == "join_namespaces" and code == errno.EPERM:
+        mend = "its user namespace must be joined, too, by one who has rights over it"
+    elif step == "build_root" and code == errno.ELOOP:
+        mend = "are the image and the store inside each other?"
+    return _typed(SetupError, f"cannot {doing}", why, facts, mend)
+
+
+def _typed(
+    kind: type[SetupError], what: str, why: str, facts: dict[str, object], mend: str = ""
+) -> SetupError:
+    error = kind(what, why, mend)
+    error.step = str(facts["step"])
+    error.errno = int(str(facts["errno"]))
+    error.path = str(facts["path"])
+    return error
