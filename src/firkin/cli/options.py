@@ -42,7 +42,7 @@ _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
-class HelpRequested(Exception):  # noqa: N818 - no failure
+class HelpRequested(Exception):
     """``--help`` was given: the caller prints the help text and succeeds."""
 
 

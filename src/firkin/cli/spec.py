@@ -24,7 +24,10 @@ class _RootUser:
 
     uid = 0
     gid = 0
-    groups: Sequence[int] = ()
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+
     home = "/root"
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
         uid: int
         gid: int
-        groups: Sequence[int]
+        groups: list[int]
         home: str
 
 

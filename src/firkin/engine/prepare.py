@@ -7,11 +7,12 @@ record first; :func:`describe` only composes, for ``firkin spec``.
 from __future__ import annotations
 
 import os
+import stat
 
 from firkin.engine import compose, resources
 from firkin.errors import SetupError, Unsupported, UsageError
 from firkin.image import hostbase, reference, store, users
-from firkin.linux import caps
+from firkin.linux import caps, paths
 from firkin.runtime import cgroups, idmap, seccomp, state
 
 TYPE_CHECKING = False
@@ -130,6 +131,8 @@ def prepare(request: Request, record: state.State) -> Prepared:
     mapped = maps is not None and os.geteuid() == 0
     root = _root(image, scratch, in_userns=maps is not None, mapped=mapped)
     config = _compose(request, record.id, image, root, maps, layout)
+    if maps is not None and not mapped:
+        _make_targets(image.layers[0], os.path.join(scratch, "upper"), config)
     root_ids = (maps.uids[0][1], maps.gids[0][1]) if maps is not None and mapped else None
     _write_etc(request, scratch, config, root_ids)
     prepared = Prepared(layout)
@@ -287,9 +290,7 @@ def _root(image: _Image, scratch: str, *, in_userns: bool, mapped: bool) -> comp
     lower = ":".join(_escape(layer) for layer in layers)
     mounts = [overlay("/", lower, "upper", "work")]
     for number, (source, destination) in enumerate(image.overlays):
-        mounts.append(
-            overlay(destination, _escape(source), f"upper{number}", f"work{number}")
-        )
+        mounts.append(overlay(destination, _escape(source), f"upper{number}", f"work{number}"))
     etc = [
         {
             "destination": f"/etc/{name}",
@@ -411,6 +412,43 @@ def _cgroup_path(container_id: str) -> str:
     # user's in what was delegated, which is around their own.
     name = f"firkin-{container_id}"
     return f"/{name}" if os.geteuid() == 0 else name
+
+
+def _make_targets(lower: str, upper: str, config: dict[str, Any]) -> None:
+    """Make the mount points that the image lacks, in the upper folder.
+
+    The container's root could not, where the image belongs to somebody whose id
+    has no place in the user namespace: such a folder can't be copied up.
+    """
+    fds = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in (lower, upper)]
+    try:
+        for entry in config["mounts"]:
+            destination = entry["destination"]
+            is_file = entry["type"] == "bind" and not os.path.isdir(entry["source"])
+            if destination == "/" or not _is_missing(fds[0], destination):
+                continue
+            os.close(paths.make_in_root(fds[1], destination, "file" if is_file else "dir"))
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _is_missing(root: int, path: str) -> bool:
+    """Whether *path* is not there, and all above it that is there is plain folders."""
+    folder = os.dup(root)
+    try:
+        for name in path.strip("/").split("/"):
+            try:
+                below = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            except FileNotFoundError:
+                return True
+            os.close(folder)
+            folder = below
+            if not stat.S_ISDIR(os.fstat(folder).st_mode):
+                return False
+        return False
+    finally:
+        os.close(folder)
 
 
 def _write_etc(

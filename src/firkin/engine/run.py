@@ -12,8 +12,8 @@ from time import monotonic
 
 from firkin.engine import prepare
 from firkin.errors import FirkinError, SetupError, UsageError
-from firkin.linux import libc, mount, signals
-from firkin.runtime import cgroups, compile, idmap, launch, state
+from firkin.linux import caps, clone, libc, mount, signals
+from firkin.runtime import cgroups, compiler, idmap, launch, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ _FORWARDED = (
 )
 _HANDLED = (*_FORWARDED, signals.SIGWINCH, signals.SIGCONT)
 
+_PR_SET_CHILD_SUBREAPER = 36
+
 # The exit status of a container that --timeout ended: 128 + SIGKILL.
 TIMED_OUT = 137
 
@@ -55,6 +57,7 @@ class Run:
         "_opened",
         "_prepared",
         "_request",
+        "_shares_pids",
         "_state",
         "_terminal",
         "on_debug",
@@ -67,7 +70,9 @@ class Run:
         self._cgroup: Cgroup | NoCgroup | None = None
         self._state: state.State | None = None
         self._prepared: Prepared | None = None
-        self._opened = compile.Opened()
+        self._opened = compiler.Opened()
+        # Whether the end of the first process is not the end of all.
+        self._shares_pids = False
         self.timed_out = False
         self.on_debug: Callable[[list[str]], None] | None = None
 
@@ -124,7 +129,7 @@ class Run:
             device_control=prepared.maps is None,
         )
         cgroup.check()
-        plan = compile.compile_plan(
+        plan = compiler.compile_plan(
             prepared.config,
             prepared.bundle,
             cgroup,
@@ -143,6 +148,10 @@ class Run:
             from firkin.init import reaper
 
             plan.arguments_area = reaper.arguments_area()
+        self._shares_pids = not plan.clone_flags & clone.CLONE_NEWPID
+        if self._shares_pids:
+            libc.because("what the command leaves behind becomes our child, to be ended")
+            caps.prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
         start = launch.Launch(plan, cgroup)
         if prepared.maps is not None:
             start.maps = prepared.maps
@@ -163,9 +172,7 @@ class Run:
         for entry in plan.mounts:
             if entry.kind == "bind":
                 libc.because("a volume that only the host's root may open")
-                entry.tree_fd = opened.add(
-                    mount.open_tree(entry.source, recursive=entry.recursive)
-                )
+                entry.tree_fd = opened.add(mount.open_tree(entry.source, recursive=entry.recursive))
         if not prepared.lower or prepared.maps is None:
             return
         libc.because("the image's files belong to the ids of the container")
@@ -252,8 +259,10 @@ class Run:
         except ChildProcessError:
             pass  # waited for already
         os.close(pidfd)
-        if self._cgroup is not None and self._cgroup.pids():
-            self._cgroup.kill()
+        if self._shares_pids:
+            if self._cgroup is not None:
+                self._cgroup.kill()
+            _kill_orphans()
 
     def _clean(self) -> None:
         """Undo everything, in reverse; all of it, even when a part fails."""
@@ -284,6 +293,19 @@ class Run:
             raise SetupError("cannot remove the container", str(failures[0])) from failures[0]
 
 
+def _kill_orphans() -> None:
+    """End the processes that became our children when theirs ended; PR_SET_CHILD_SUBREAPER."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+        if not children:
+            return
+        for pid in children:
+            # Our own children keep their number until we wait for them.
+            os.kill(pid, signals.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def _check_descriptors(count: int) -> None:
     for fd in range(3, 3 + count):
         try:
@@ -298,7 +320,9 @@ def _write_cidfile(path: str, container_id: str) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise UsageError(f"cannot write the container's id to '{path}'", str(error.strerror)) from None
+        raise UsageError(
+            f"cannot write the container's id to '{path}'", str(error.strerror)
+        ) from None
     os.write(fd, container_id.encode())
     os.close(fd)
 

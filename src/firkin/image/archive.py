@@ -143,7 +143,7 @@ def _explain(what: str, entry: bytes, error: BaseException) -> None:
         ) from None
 
 
-class _Refused(Exception):  # noqa: N818 (what it is)
+class _Refused(Exception):
     """The current entry must not be unpacked."""
 
 

@@ -216,7 +216,7 @@ def _make(base: str, top: str) -> str:
         if os.path.isdir(f"{base}/{key}"):
             store.remove_tree(new)
         else:
-            os.chmod(new, 0o755)  # noqa: S103 (the root of containers, which anybody in them reads)
+            os.chmod(new, 0o755)
             os.rename(new, f"{base}/{key}")
         store.replace_file(f"{base}/current", f"{key}\n{recorded}", f"{base}/current.new")
         _sweep(base, key)
@@ -258,7 +258,7 @@ def _fill(new: str, top: str, lines: list[str]) -> None:
             continue
         except OSError:  # EINVAL: not a link
             os.mkdir(f"{new}/{name}")
-            os.chmod(f"{new}/{name}", 0o755)  # noqa: S103 (as on the host)
+            os.chmod(f"{new}/{name}", 0o755)
         else:
             os.symlink(text, f"{new}/{name}")
     for name in sorted(os.listdir(f"{top}/etc")):
@@ -283,7 +283,7 @@ def _copy(path: str, new: str, top: str, lines: list[str]) -> None:
         for name in sorted(os.listdir(source)):
             if name not in _SECRET and "\n" not in name:
                 _copy(f"{path}/{name}", new, top, lines)
-        os.chmod(target, 0o755)  # noqa: S103 (as on the host)
+        os.chmod(target, 0o755)
     elif stat.S_ISREG(found.st_mode) and found.st_mode & 0o004:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(source, flags), "rb") as file:

@@ -27,7 +27,7 @@ _SIZE_LIMIT = 1 << 62
 _TIME_LIMIT = (1 << 40) * 1_000_000_000
 
 
-class Corrupt(Exception):  # noqa: N818 (it says what the archive is)
+class Corrupt(Exception):
     """The stream is not a whole tar archive."""
 
 

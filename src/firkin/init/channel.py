@@ -29,15 +29,14 @@ step, errno, path and text.
 
 from __future__ import annotations
 
+# _socket rather than socket: the latter imports enum and selectors (6 ms).
+import _socket
 import os
 import sys
 
-# _socket rather than socket: the latter imports enum and selectors (6 ms).
-import _socket
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket as Socket
+    from _socket import socket
 
 START = b"S"
 FORKED = b"F"
@@ -65,7 +64,7 @@ class Channel:
 
     __slots__ = ("_socket",)
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: socket) -> None:
         self._socket = socket
 
     def fileno(self) -> int:
@@ -95,7 +94,9 @@ class Channel:
             (kind, fields, descriptors); kind is ``b""`` at the end of the file.
         """
         data, ancillary, _flags, _address = self._socket.recvmsg(
-            _MAX_MESSAGE, _socket.CMSG_SPACE(16), 0x40000000  # MSG_CMSG_CLOEXEC
+            _MAX_MESSAGE,
+            _socket.CMSG_SPACE(16),
+            0x40000000,  # MSG_CMSG_CLOEXEC
         )
         fds = [
             int.from_bytes(packed[i : i + 4], sys.byteorder)

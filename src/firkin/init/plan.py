@@ -58,15 +58,16 @@ class Plan:
         "ambient",
         "apparmor",
         "args",
+        "arguments_area",
         "bind_devices",
         "bounding",
+        "cgroup_entries",
         "clone_flags",
         "cwd",
         "devices",
         "domainname",
         "effective",
         "env",
-        "arguments_area",
         "explain",
         "gid",
         "groups",
@@ -111,6 +112,8 @@ class Plan:
         self.new_user = False
         self.new_cgroup = False
         self.joins: tuple[tuple[int, int, str], ...] = ()  # (descriptor, flag, path)
+        # v1: descriptors of the ``tasks`` files to write "0" to, to move in
+        self.cgroup_entries: tuple[int, ...] = ()
         self.into_cgroup = -1  # a directory of cgroup v2 to be born in, or -1
         self.time_offsets: tuple[tuple[str, int, int], ...] = ()
         self.hostname = ""

@@ -141,7 +141,11 @@ def set_caps(effective: int, permitted: int, inheritable: int) -> None:
         _capset,
         ctypes.byref(header),
         ctypes.byref(data),
-        shown=(f"effective={effective:#x}", f"permitted={permitted:#x}", f"inheritable={inheritable:#x}"),
+        shown=(
+            f"effective={effective:#x}",
+            f"permitted={permitted:#x}",
+            f"inheritable={inheritable:#x}",
+        ),
     )
 
 

@@ -76,8 +76,11 @@ def clone(flags: int, cgroup: int = -1) -> tuple[int, int]:
             forbidden or used up, ENOSYS where clone3 is needed and missing.
     """
     pidfd = ctypes.c_int(-1)
-    shown = tuple(name for name, value in globals().items() if name[:6] == "CLONE_" and flags & value)
+    shown = tuple(
+        name for name, value in globals().items() if name[:6] == "CLONE_" and flags & value
+    )
     started = perf_counter()
+    arguments: tuple[object, ...]
     if cgroup < 0:
         # clone, not clone3, wherever it can do the job: seccomp profiles of
         # outer containers block clone3, whose flags they can't see.

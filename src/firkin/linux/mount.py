@@ -74,11 +74,7 @@ _SYS_FSMOUNT = 432
 _SYS_MOUNT_SETATTR = 442
 _SYS_PIVOT_ROOT = 41 if os.uname().machine == "aarch64" else 155
 
-_MS_NAMES = {
-    value: name
-    for name, value in globals().items()
-    if name[:3] == "MS_"
-}
+_MS_NAMES = {value: name for name, value in globals().items() if name[:3] == "MS_"}
 _ATTR_NAMES = {
     value: name
     for name, value in globals().items()
@@ -102,7 +98,9 @@ def _names(bits: int, table: dict[int, str]) -> str:
     return "|".join(name for value, name in table.items() if bits & value) or "0"
 
 
-def mount(source: str, target: str, fstype: str, flags: int, data: str = "", *, at: str = "") -> None:
+def mount(
+    source: str, target: str, fstype: str, flags: int, data: str = "", *, at: str = ""
+) -> None:
     """Mount a file system, or change the propagation of a mount.
 
     Args:
@@ -134,7 +132,11 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "", *, 
 def umount_detach(target: str) -> None:
     """Take *target* and all below it out of the tree at once (``MNT_DETACH``)."""
     libc.call(
-        "umount2", _umount2, os.fsencode(target), _MNT_DETACH, path=target,
+        "umount2",
+        _umount2,
+        os.fsencode(target),
+        _MNT_DETACH,
+        path=target,
         shown=(target, "MNT_DETACH"),
     )
 
@@ -269,11 +271,23 @@ def detached_tmpfs(options: str, attributes: int) -> int:
         for option in options.split(","):
             key, _, value = option.partition("=")
             libc.syscall(
-                "fsconfig", _SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(),
-                value.encode(), 0, shown=(context, key, value),
+                "fsconfig",
+                _SYS_FSCONFIG,
+                context,
+                _FSCONFIG_SET_STRING,
+                key.encode(),
+                value.encode(),
+                0,
+                shown=(context, key, value),
             )
         libc.syscall(
-            "fsconfig", _SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0,
+            "fsconfig",
+            _SYS_FSCONFIG,
+            context,
+            _FSCONFIG_CMD_CREATE,
+            None,
+            None,
+            0,
             shown=(context, "FSCONFIG_CMD_CREATE"),
         )
         return libc.syscall("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)

@@ -35,7 +35,10 @@ NAMESPACES = (
     ("mount", "mnt", CLONE_NEWNS),
 )
 FLAGS = {name: flag for name, _, flag in NAMESPACES}
-FILES = {name: file for name, file, _ in NAMESPACES}
+_FLAG_NAMES = {
+    name: "CLONE_NEWNS" if name == "mount" else f"CLONE_NEW{file.upper()}"
+    for name, file, _ in NAMESPACES
+}
 
 NSFS_MAGIC = 0x6E736673
 _NS_GET_NSTYPE = 0xB703
@@ -49,7 +52,7 @@ _ioctl = libc.function("ioctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
 
 def flag_names(flags: int) -> str:
     """Return *flags* as the kernel writes them, for people."""
-    return "|".join(f"CLONE_NEW{FILES[n].upper()}" for n, f in FLAGS.items() if flags & f) or "0"
+    return "|".join(_FLAG_NAMES[n] for n, f in FLAGS.items() if flags & f) or "0"
 
 
 def unshare(flags: int) -> None:

@@ -78,8 +78,10 @@ _Sigset = ctypes.c_uint64 * 16
 # signalfd_siginfo: signo, errno, code, pid, uid, five fields unused here, status, padding.
 _SIGINFO = struct.Struct("=I4xiII20xi84x")
 
-# Nobody can change the first two; the C library keeps the others to itself.
-_FIXED = (SIGKILL, SIGSTOP, 32, 33)
+# The C library keeps these to itself (glibc 32 and 33, musl 34 too), so only the kernel
+# takes them from us. glibc's posix_spawn(3) can leave its own ignored in what it starts.
+_C_LIBRARYS = (32, 33, 34)
+_NR_RT_SIGACTION = 134 if os.uname().machine == "aarch64" else 13
 
 _sigprocmask = libc.function(
     "sigprocmask", ctypes.c_int, ctypes.POINTER(_Sigset), ctypes.POINTER(_Sigset)
@@ -87,6 +89,10 @@ _sigprocmask = libc.function(
 _signalfd = libc.function("signalfd", ctypes.c_int, ctypes.POINTER(_Sigset), ctypes.c_int)
 # The result is a handler's address; as a long, SIG_ERR is -1, like other errors.
 _signal = libc.function("signal", ctypes.c_int, ctypes.c_void_p, restype=ctypes.c_long)
+# By item: an object apart from the one that libc.syscall uses, with types of its own.
+_syscall = libc.library["syscall"]
+_syscall.argtypes = (ctypes.c_long,) * 2 + (ctypes.c_void_p,) * 2 + (ctypes.c_long,)
+_syscall.restype = ctypes.c_long
 
 
 def mask_of(signals: Iterable[int]) -> int:
@@ -133,8 +139,15 @@ def reset_dispositions() -> None:
 
 
 def _reset_dispositions(*_shown: str) -> None:
+    default = bytes(32)  # the kernel's struct sigaction: SIG_DFL, no flags, empty mask
     for number in ALL:
-        if number not in _FIXED and _signal(number, None) == -1:
+        if number in (SIGKILL, SIGSTOP):
+            continue
+        if number in _C_LIBRARYS:
+            failed = _syscall(_NR_RT_SIGACTION, number, default, None, 8) == -1
+        else:
+            failed = _signal(number, None) == -1
+        if failed:
             code = ctypes.get_errno()
             raise OSError(code, f"signal {number}: {os.strerror(code)}")
 

@@ -87,7 +87,7 @@ def choose(mode: str, uid: int, gid: int) -> IdMaps:
                 return IdMaps(_stack(0, uids), _stack(0, gids))
         raise Unsupported(
             "cannot make a user namespace with ids of its own",
-            "no subordinate ids for 'firkin', 'containers' or 'root' in /etc/subuid and /etc/subgid",
+            "/etc/subuid and /etc/subgid give no ids to 'firkin', 'containers' or 'root'",
             "add a line such as 'containers:2147483647:2147483648' to both",
         )
     names = _names(uid)

@@ -74,8 +74,11 @@ class Launch:
         gc.disable()
         gc.freeze()
         libc.because("the child, in the namespaces that a process must be born in")
+        plan.cgroup_entries = tuple(self.cgroup.entries())
+        directory = self.cgroup.directory_fd()
+        plan.into_cgroup = -1 if directory is None else directory
         try:
-            pid, pidfd = clone.clone(0 if plan.joins else plan.clone_flags)
+            pid, pidfd = self._clone()
         except OSError as error:
             ours.close()
             theirs.close()
@@ -93,6 +96,18 @@ class Launch:
             raise
         finally:
             ours.close()
+
+    def _clone(self) -> tuple[int, int]:
+        plan = self.plan
+        flags = 0 if plan.joins else plan.clone_flags
+        try:
+            return clone.clone(flags, plan.into_cgroup)
+        except OSError as error:
+            # Outer seccomp profiles block clone3: then it is moved in by its pid.
+            if plan.into_cgroup < 0 or error.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+            plan.into_cgroup = -1
+            return clone.clone(flags)
 
 
 class _Start:
@@ -135,7 +150,8 @@ class _Start:
                     errno=error.errno or 0,
                 ) from error
         launch.cgroup.apply()
-        launch.cgroup.join(self.pid)
+        if plan.into_cgroup < 0 and not plan.cgroup_entries:
+            launch.cgroup.join(self.pid)
         if launch.maps is not None and not plan.joins:
             idmap.write(self.pid, launch.maps)
         self._send(protocol.START)

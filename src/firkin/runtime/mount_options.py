@@ -84,7 +84,9 @@ def propagation_flags(name: str, field: str) -> int:
         return _PROPAGATION[name]
     if name[:1] == "r" and name[1:] in _PROPAGATION:
         return _PROPAGATION[name[1:]] | m.MS_REC
-    raise ConfigError(field, f"unknown propagation {name!r}", "use [r]private, [r]slave or [r]shared")
+    raise ConfigError(
+        field, f"unknown propagation {name!r}", "use [r]private, [r]slave or [r]shared"
+    )
 
 
 class MountOptions:
@@ -141,7 +143,7 @@ def parse_options(options: list[str], field: str) -> MountOptions:
             rec_set, rec_clr = _ATTRIBUTES[option[1:]]
             parsed.rec_set = parsed.rec_set & ~rec_clr | rec_set
             parsed.rec_clr = (parsed.rec_clr | rec_clr) & ~(rec_set & ~m.MOUNT_ATTR__ATIME)
-        elif option in _PROPAGATION or option[:1] == "r" and option[1:] in _PROPAGATION:
+        elif option in _PROPAGATION or (option[:1] == "r" and option[1:] in _PROPAGATION):
             parsed.propagation.append(propagation_flags(option, field))
         elif option in ("idmap", "ridmap"):
             parsed.idmap = option

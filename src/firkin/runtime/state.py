@@ -163,7 +163,9 @@ def find_pid(directory: str, container_id: str) -> int:
     Raises:
         UsageError: there is none.
     """
-    error = UsageError(f"cannot find container '{container_id}'", "no running container has that id")
+    error = UsageError(
+        f"cannot find container '{container_id}'", "no running container has that id"
+    )
     if not container_id or "/" in container_id or container_id.startswith("."):
         raise error
     for kind, value in _read(os.path.join(directory, container_id)):
@@ -243,9 +245,7 @@ def _lock_orphan(path: str) -> int:
 
 def _read(path: str) -> list[tuple[str, str]]:
     try:
-        with open(
-            os.path.join(path, _RECORD), encoding="utf-8", errors="surrogateescape"
-        ) as file:
+        with open(os.path.join(path, _RECORD), encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().split("\n")
     except OSError:
         return []

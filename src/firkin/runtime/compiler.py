@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 
-from firkin.errors import ConfigError, UsageError, Unsupported
+from firkin.errors import ConfigError, Unsupported, UsageError
 from firkin.init.plan import Mount, Plan
 from firkin.linux import caps, clone, mount, ns
 from firkin.linux.seccomp import Filter
@@ -145,9 +145,7 @@ def _refuse(config: dict[str, Any], field: tuple[str, ...]) -> None:
         )
 
 
-def _namespaces(
-    plan: Plan, config: dict[str, Any], linux: dict[str, Any], opened: Opened
-) -> None:
+def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opened: Opened) -> None:
     new = 0
     joins = {}
     for number, entry in enumerate(linux.get("namespaces") or ()):
@@ -243,14 +241,15 @@ def _in_user_namespace() -> bool:
 
 def _destination(entry: dict[str, Any]) -> str:
     # Older configurations have relative ones; the specification says: from "/".
-    return "/" + os.path.normpath(entry["destination"]).lstrip("/")
+    destination: str = entry["destination"]
+    return "/" + os.path.normpath(destination).lstrip("/")
 
 
 def _mount(entry: dict[str, Any], bundle: str, field: str) -> Mount:
     options = mount_options.parse_options(entry.get("options") or [], f"{field}.options")
     kind = entry.get("type") or ""
     bind = options.bind or kind in ("bind", "rbind")
-    source = entry.get("source") or kind or "none"
+    source: str = entry.get("source") or kind or "none"
     destination = _destination(entry)
     if bind:
         result = Mount("bind", destination, os.path.join(bundle, source))

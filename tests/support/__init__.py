@@ -1,0 +1,1 @@
+"""What the tests share: requirements, test roots, the command, the search for leftovers."""
