@@ -158,8 +158,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def time_limit() -> Iterator[None]:
     """Fail a test that hangs, so that the others still run."""
 
+    before = set(leftovers.children())
+
     def late(*_: object) -> None:
-        pytest.fail(f"still ran after {LIMIT} s")
+        new = [pid for pid in leftovers.children() if pid not in before]
+        below = [pid for child in new for pid in leftovers.descendants(child)]
+        described = leftovers.describe([*new, *below])
+        leftovers.kill([*new, *below])
+        pytest.fail(f"still ran after {LIMIT} s\n{described}")
 
     previous = signal.signal(signal.SIGALRM, late)
     signal.alarm(LIMIT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -107,11 +106,7 @@ def end(process: subprocess.Popen[Any]) -> tuple[Any, Any]:
     """Kill *process* and all that it started, and return the rest of its output."""
     pids = leftovers.descendants(process.pid)
     process.kill()
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    leftovers.kill(pids)
     try:
         return process.communicate(timeout=5)
     except subprocess.TimeoutExpired:

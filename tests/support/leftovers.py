@@ -7,6 +7,7 @@ is in what firkin mounts, and in the environment of the processes it starts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -123,6 +124,11 @@ def parents() -> dict[int, int]:
     return found
 
 
+def children() -> list[int]:
+    """Return this process's children, much cheaper than :func:`descendants`."""
+    return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+
+
 def descendants(pid: int, table: dict[int, int] | None = None) -> list[int]:
     """Return the living processes that descend from *pid*."""
     table = parents() if table is None else table
@@ -205,12 +211,15 @@ def kill_new(before: Snapshot, folder: str) -> str:
     """Kill this session's processes that were not there *before*, and describe them."""
     pids = [pid for pid in ours(folder) if name_of(pid) not in before.processes]
     described = describe(pids)
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    kill(pids)
     return described
+
+
+def kill(pids: list[int]) -> None:
+    """Kill processes, as far as they still live."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 # ---------------------------------------------------------------- cgroups and interfaces

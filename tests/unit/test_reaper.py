@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -248,26 +249,24 @@ def test_readers_see_the_end_of_the_commands_output(start: Start) -> None:
     init.ends(3)
 
 
-def settled(init: Init) -> None:
-    """Wait until *init* has done its last step before it waits for signals."""
-    cmdline = Path(f"/proc/{init.process.pid}/cmdline")
-    while b"import" in cmdline.read_bytes():
-        assert init.process.poll() is None
+def settled(init: Init) -> Path:
+    """Wait until *init* has done its last step before it waits for signals; its ``/proc/PID``."""
+    process = Path(f"/proc/{init.process.pid}")
+    deadline = time.monotonic() + 30
+    while (shown := (process / "cmdline").read_bytes()) != b"firkin-init\0":
+        assert time.monotonic() < deadline, shown
+    return process
 
 
 def test_keeps_one_descriptor(start: Start) -> None:
     init = start("cat")
-    settled(init)
-    folder = f"/proc/{init.process.pid}/fd"
-    assert [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)] == ["anon_inode:[signalfd]"]
+    folder = settled(init) / "fd"
+    assert [os.readlink(entry) for entry in folder.iterdir()] == ["anon_inode:[signalfd]"]
 
 
 def test_shows_its_name_and_nothing_of_the_hosts(start: Start) -> None:
-    init = start("cat", "/some/path")
-    settled(init)
-    process = Path(f"/proc/{init.process.pid}")
-    assert (process / "comm").read_text() == "firkin-init\n"
-    assert (process / "cmdline").read_bytes() == b"firkin-init\0"
+    init = start("cat", "-")
+    assert (settled(init) / "comm").read_text() == "firkin-init\n"
 
 
 # ---------------------------------------------------------------- terminal
@@ -292,16 +291,11 @@ def sees(master: int, text: bytes) -> None:
 def test_interrupt_key_is_for_the_command(terminal: tuple[int, int], start: Start) -> None:
     master, slave = terminal
     # A SIGHUP that came of handing over the terminal would end the command before.
-    init = start(
-        "sh",
-        "-c",
-        "trap 'exit 9' INT; : </dev/tty && echo ready; cat",
-        tty=slave,
-        option="terminal",
-    )
+    program = ": </dev/tty && echo ready; exec cat"
+    init = start("sh", "-c", program, tty=slave, option="terminal")
     sees(master, b"ready")
     os.write(master, b"\x03")
-    init.ends(9)
+    init.ends(130)
 
 
 def test_suspend_key_cannot_stop_the_command_for_ever(

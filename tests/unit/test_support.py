@@ -112,17 +112,29 @@ def test_a_command_that_hangs_is_killed_and_described() -> None:
     assert time.monotonic() - started < 10
     assert "first words" in str(caught.value)
     assert "sleep 987" in str(caught.value)
+    assert not running("sleep 987")
+
+
+def running(command: str) -> bool:
+    """Tell whether a process of exactly this command line is there."""
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert "sleep 987" not in listing.stdout.splitlines()
+    return command in listing.stdout.splitlines()
+
+
+HANGS = """
+import subprocess
+def test(): subprocess.run(["sh", "-c", "sleep 876; :"])
+def test_two(): pass
+"""
 
 
 def test_a_test_that_hangs_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRKIN_TEST_LIMIT", "1")
-    said = suite(
-        tmp_path, "import time\ndef test(): time.sleep(50)\ndef test_two(): pass", ci=False
-    )
+    said = suite(tmp_path, HANGS, ci=False)
     assert "1 failed, 1 passed" in said
     assert "still ran after 1 s" in said
+    assert "sleep 876" in said
+    assert not running("sleep 876")
 
 
 def test_the_session_folder_is_removed(tmp_path: Path) -> None:

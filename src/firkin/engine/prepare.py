@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from firkin.engine.request import Request, Source
+    from firkin.engine.request import Mount, Request, Source
     from firkin.runtime.cgroups import Layout
     from firkin.runtime.idmap import IdMaps
 
@@ -43,6 +43,8 @@ class Prepared:
         seccomp_flags: the flags to load it with.
         layout: this machine's cgroups.
         cgroup_path: OCI's ``linux.cgroupsPath``.
+        lock: a descriptor that keeps the image in the store while the
+            container lives, or -1.
     """
 
     __slots__ = (
@@ -50,6 +52,7 @@ class Prepared:
         "cgroup_path",
         "config",
         "layout",
+        "lock",
         "lower",
         "maps",
         "seccomp",
@@ -65,16 +68,26 @@ class Prepared:
         self.seccomp_flags = 0
         self.layout = layout
         self.cgroup_path = ""
+        self.lock = -1
 
 
 class _Image:
-    """What IMAGE names, found: its layers, the uppermost first, and overlays inside it."""
+    """What IMAGE names, found.
 
-    __slots__ = ("layers", "overlays")
+    Args:
+        layers: folders, the uppermost first.
+        overlays: (folder of the host, folder in the container) below overlays of their own.
+        lock: a descriptor that keeps it in the store, or -1.
+    """
 
-    def __init__(self, layers: list[str], overlays: list[tuple[str, str]]) -> None:
+    __slots__ = ("layers", "lock", "overlays")
+
+    def __init__(
+        self, layers: list[str], overlays: list[tuple[str, str]] | None = None, lock: int = -1
+    ) -> None:
         self.layers = layers
-        self.overlays = overlays
+        self.overlays = overlays or []
+        self.lock = lock
 
 
 def new_id() -> str:
@@ -130,6 +143,7 @@ def prepare(request: Request, record: state.State) -> Prepared:
     # mounted with its ids mapped, at a folder that the container's root can reach.
     mapped = maps is not None and os.geteuid() == 0
     root = _root(image, scratch, in_userns=maps is not None, mapped=mapped)
+    _fill_mounts(request, scratch, maps if mapped else None)
     config = _compose(request, record.id, image, root, maps, layout)
     if maps is not None and not mapped:
         _make_targets(image.layers[0], os.path.join(scratch, "upper"), config)
@@ -138,6 +152,7 @@ def prepare(request: Request, record: state.State) -> Prepared:
     prepared = Prepared(layout)
     prepared.config = config
     prepared.maps = maps
+    prepared.lock = image.lock
     prepared.lower = image.layers[0] if mapped else ""
     prepared.cgroup_path = config["linux"].get("cgroupsPath") or _cgroup_path(record.id)
     _load_seccomp(prepared, request, config)
@@ -157,6 +172,8 @@ def describe(request: Request) -> dict[str, Any]:
     scratch = os.path.join(store.default_path(), "containers", container_id)
     mapped = maps is not None and os.geteuid() == 0
     root = _root(image, scratch, in_userns=maps is not None, mapped=mapped)
+    for number, mount in enumerate(m for m in request.mounts if m.kind == "overlay"):
+        _set_layers(mount, scratch, number)
     config = _compose(request, container_id, image, root, maps, layout)
     profile = compose.seccomp_profile(request)
     if profile == "default":
@@ -172,26 +189,26 @@ def _find_image(request: Request, maps: IdMaps | None) -> _Image:
     store_path = store.default_path()
     if what.kind == "host":
         base = hostbase.prepare(store_path)
-        return _Image([base.lower], base.overlays)
+        return _Image([base.lower], base.overlays, base.lock)
     if what.kind == "scratch":
         empty = os.path.join(store_path, "scratch")
         store.ensure_directory(store_path)
         store.ensure_directory(empty)
         os.chmod(empty, 0o755)
-        return _Image([empty], [])
+        return _Image([empty])
     path = os.path.abspath(what.value)
     if not os.path.lexists(path):
         raise UsageError(f"cannot use image '{what.value}'", "no such file or folder")
     if os.path.isdir(path):
-        return _Image([os.path.realpath(path)], [])
+        return _Image([os.path.realpath(path)])
     if maps is None or os.geteuid() == 0 or maps.is_single():
-        return _Image([store.Store(store_path).unpacked(path)], [])
+        return _Image([store.Store(store_path).unpacked(path)])
     # Unpacked by the ids of the container, so that each file has its owner.
     owners = "".join(f"u{a}x{b}x{n}" for a, b, n in maps.uids)
     unpacked = store.Store(
         store_path, unpack_in=lambda function: idmap.run_mapped(maps, function), owners=owners
     )
-    return _Image([unpacked.unpacked(path)], [])
+    return _Image([unpacked.unpacked(path)])
 
 
 def _scratch_directory() -> str:
@@ -247,6 +264,37 @@ def _make_scratch(record: state.State, image: _Image, maps: IdMaps | None) -> st
     return scratch
 
 
+def _set_layers(mount: Mount, scratch: str, number: int) -> None:
+    """Give an overlay volume private upper and work folders, unless it has its own."""
+    if not mount.upper:
+        mount.upper = os.path.join(scratch, f"volume-upper{number}")
+        mount.work = os.path.join(scratch, f"volume-work{number}")
+
+
+def _fill_mounts(request: Request, scratch: str, owner: IdMaps | None) -> None:
+    """Make what volumes need on the host: folders of overlays, missing sources of ``-v``."""
+    number = 0
+    for mount in request.mounts:
+        if mount.kind == "overlay":
+            private = not mount.upper
+            _set_layers(mount, scratch, number)
+            number += 1
+            for path in (mount.upper, mount.work) if private else ():
+                os.mkdir(path, 0o755)
+                if owner is not None:
+                    os.chown(path, owner.uids[0][1], owner.gids[0][1])
+        elif mount.kind == "bind" and not os.path.lexists(mount.source):
+            if mount.must_exist:
+                raise UsageError(f"cannot mount '{mount.source}'", "no such file or folder")
+            # As Docker does for -v; --mount refuses.
+            try:
+                os.makedirs(mount.source, 0o755)
+            except OSError as error:
+                raise UsageError(
+                    f"cannot make the volume '{mount.source}'", error.strerror or str(error)
+                ) from None
+
+
 def _copy_root_mode(lower: str, upper: str) -> None:
     """Give the upper folder the mode of the image's root, which it hides."""
     mode = os.stat(lower).st_mode & 0o7777
@@ -296,7 +344,7 @@ def _root(image: _Image, scratch: str, *, in_userns: bool, mapped: bool) -> comp
             "destination": f"/etc/{name}",
             "type": "bind",
             "source": os.path.join(scratch, "etc", name),
-            "options": ["bind", "rprivate"],
+            "options": ["bind"],
         }
         for name in ("hosts", "hostname", "resolv.conf")
     ]

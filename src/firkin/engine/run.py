@@ -277,6 +277,8 @@ class Run:
         if self._terminal is not None:
             self._terminal.close()
         self._opened.close()
+        if self._prepared is not None and self._prepared.lock >= 0:
+            os.close(self._prepared.lock)
         if self._cgroup is not None:
             attempt(self._cgroup.remove)
             attempt(self._cgroup.close)

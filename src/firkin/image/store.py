@@ -351,6 +351,8 @@ def _empty(top: int, directory: int, mount: int, depth: int) -> None:
             os.unlink(name, dir_fd=directory)
             continue
         except IsADirectoryError:
+            if _remove_empty(directory, name):
+                continue
             fd = _open_directory(directory, name)
         try:
             if _mount_id(fd) != mount:
@@ -363,6 +365,17 @@ def _empty(top: int, directory: int, mount: int, depth: int) -> None:
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=directory)
+
+
+def _remove_empty(directory: int, name: str) -> bool:
+    """Remove the directory *name* if that takes one call, as for most of a container's."""
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def _open_directory(parent: int, name: str) -> int:

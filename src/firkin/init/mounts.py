@@ -36,6 +36,10 @@ def enter_root(plan: Plan) -> int:
     """
     libc.because("no mount of the container reaches the host, whatever the host's propagation")
     mount.mount("", "/", "", plan.root_propagation or mount.MS_SLAVE | mount.MS_REC)
+    if plan.root_propagation & mount.MS_SHARED:
+        # Shared volumes need the host's mounts shared; the one that our root is
+        # mounted on must not be, or the root would appear on the host.
+        _make_private(plan.root)
     if plan.root_tree_fd >= 0:
         libc.because("put the root file system, which only the parent may open, in its place")
         root = _open_root(plan.root)
@@ -55,6 +59,20 @@ def enter_root(plan: Plan) -> int:
         return root
     os.close(root)
     return _open_root(plan.root)
+
+
+def _make_private(path: str) -> None:
+    """Make the mount that *path* is on private."""
+    while True:
+        try:
+            mount.mount("", path, "", mount.MS_PRIVATE)
+        except OSError as error:
+            # No mount point: that is further up.
+            if error.errno != errno.EINVAL or path == "/":
+                raise
+            path = os.path.dirname(path)
+        else:
+            return
 
 
 def _open_root(path: str) -> int:
@@ -266,8 +284,14 @@ def mask_paths(plan: Plan, null: int, empty: int) -> None:
             os.close(fd)
 
 
-def pivot(root: int) -> None:
-    """Make *root* the root of this process, and the host's unreachable."""
+def pivot(root: int, propagation: int) -> None:
+    """Make *root* the root of this process, and the host's unreachable.
+
+    Args:
+        root: a descriptor of the new root.
+        propagation: ``MS_…`` of the new root mount for mounts of the container's
+            own making, or 0.
+    """
     libc.because("the container's root becomes /; the host's root lies below it for a moment")
     libc.via(os.fchdir, root)
     mount.pivot_root(".", ".")
@@ -276,6 +300,9 @@ def pivot(root: int) -> None:
     mount.mount("", ".", "", mount.MS_SLAVE | mount.MS_REC)
     mount.umount_detach(".")
     libc.via(os.chdir, "/")
+    if propagation:
+        libc.because("rootfsPropagation")
+        mount.mount("", "/", "", propagation & ~mount.MS_REC)
 
 
 def readonly_root() -> None:

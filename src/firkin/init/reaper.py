@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from firkin.linux import libc, pty, signals
+from firkin.linux import clone, libc, pty, signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(
     signals.reset_dispositions()
     signal_fd = signals.signalfd(signals.ALL)
     terminal = _release_terminal()
-    command: int = libc.via(os.fork)
+    command = clone.fork()
     if command == 0:
         os.close(signal_fd)
         os.setsid()

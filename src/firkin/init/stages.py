@@ -175,7 +175,7 @@ def set_sysctls(child: Child) -> None:
 def enter_root(child: Child) -> None:
     """Pivot into the container's root."""
     if child.root >= 0:
-        mounts.pivot(child.root)
+        mounts.pivot(child.root, child.plan.root_propagation)
         os.close(child.root)
 
 

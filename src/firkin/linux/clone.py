@@ -122,4 +122,5 @@ def clone(flags: int, cgroup: int = -1) -> tuple[int, int]:
 
 def fork() -> int:
     """Fork a plain child: ``os.fork``, kept here so that all forks are in one file."""
-    return os.fork()
+    pid: int = libc.via(os.fork)
+    return pid

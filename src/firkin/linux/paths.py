@@ -98,6 +98,9 @@ def make_in_root(
     try:
         fd = open_in_root(root_fd, path, wanted, beneath=beneath)
     except FileNotFoundError:
+        made = _make_last(root_fd, path, kind, mode, beneath)
+        if made is not None:
+            return made
         directories = mode if kind == "dir" else 0o755
         if kind == "file":
             flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY
@@ -108,6 +111,38 @@ def make_in_root(
     if kind == "file" and stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
         raise _error(errno.EISDIR, path) from None
+    return fd
+
+
+def _make_last(root_fd: int, path: str, kind: str, mode: int, beneath: bool) -> int | None:
+    """Make *path* where only its last component is missing, in the fewest calls.
+
+    Returns:
+        an ``O_PATH`` descriptor; None where it takes more, as for a dangling link.
+    """
+    above, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        return None
+    try:
+        parent = open_in_root(root_fd, above or "/", os.O_PATH | os.O_DIRECTORY, beneath=beneath)
+    except OSError:
+        return None
+    try:
+        if kind == "dir":
+            libc.via(os.mkdir, name, mode, dir_fd=parent)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(libc.via(os.open, name, flags, mode, dir_fd=parent))
+        wanted = os.O_PATH | os.O_NOFOLLOW | (os.O_DIRECTORY if kind == "dir" else 0)
+        fd: int = libc.via(os.open, name, wanted | os.O_CLOEXEC, dir_fd=parent)
+    except OSError:
+        # Something took the place meanwhile, or a link was there: the walk finds out.
+        return None
+    finally:
+        os.close(parent)
+    if stat.S_ISLNK(os.fstat(fd).st_mode):
+        os.close(fd)
+        return None
     return fd
 
 
