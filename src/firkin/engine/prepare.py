@@ -13,7 +13,7 @@ from firkin.engine import compose, resources
 from firkin.errors import SetupError, Unsupported, UsageError
 from firkin.image import hostbase, reference, store, users
 from firkin.linux import caps, paths
-from firkin.runtime import cgroups, idmap, seccomp, state
+from firkin.runtime import cgroups, seccomp, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from firkin.engine.request import Mount, Request, Source
     from firkin.runtime.cgroups import Layout
-    from firkin.runtime.idmap import IdMaps
+    from firkin.runtime.idmap import IdMaps, Mapping
 
 # File systems whose folders overlayfs does not take as an upper layer: overlay,
 # NFS, FUSE, CIFS, 9p, FAT, squashfs (statfs(2), overlayfs.rst).
@@ -114,6 +114,8 @@ def user_maps(request: Request) -> IdMaps | None:
                 "leave out --userns host",
             )
         return None
+    from firkin.runtime import idmap
+
     return idmap.choose(mode or "auto", uid, os.getegid())
 
 
@@ -124,6 +126,8 @@ def remove_scratch(path: str, maps: IdMaps | None) -> None:
     except PermissionError:
         if maps is None or maps.is_single():
             raise
+        from firkin.runtime import idmap
+
         idmap.run_mapped(maps, lambda: store.remove_tree(path))
 
 
@@ -203,6 +207,8 @@ def _find_image(request: Request, maps: IdMaps | None) -> _Image:
         return _Image([os.path.realpath(path)])
     if maps is None or os.geteuid() == 0 or maps.is_single():
         return _Image([store.Store(store_path).unpacked(path)])
+    from firkin.runtime import idmap
+
     # Unpacked by the ids of the container, so that each file has its owner.
     owners = "".join(f"u{a}x{b}x{n}" for a, b, n in maps.uids)
     unpacked = store.Store(
@@ -381,7 +387,7 @@ def _compose(
     return compose.compose(request, root, machine, user)
 
 
-def _oci_maps(mappings: list[idmap.Mapping]) -> list[dict[str, int]]:
+def _oci_maps(mappings: list[Mapping]) -> list[dict[str, int]]:
     return [{"containerID": a, "hostID": b, "size": n} for a, b, n in mappings]
 
 
@@ -590,6 +596,8 @@ def _bundle(request: Request, container_id: str) -> Prepared:
     prepared.bundle = bundle
     linux = config.get("linux") or {}
     if any(n["type"] == "user" and not n.get("path") for n in linux.get("namespaces") or ()):
+        from firkin.runtime import idmap
+
         prepared.maps = idmap.IdMaps(
             *(
                 [(m["containerID"], m["hostID"], m["size"]) for m in linux.get(kind) or ()]

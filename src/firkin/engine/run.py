@@ -13,7 +13,7 @@ from time import monotonic
 from firkin.engine import prepare
 from firkin.errors import FirkinError, SetupError, UsageError
 from firkin.linux import caps, clone, libc, mount, signals
-from firkin.runtime import cgroups, compiler, idmap, launch, state
+from firkin.runtime import cgroups, compiler, launch, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ class Run:
                 entry.tree_fd = opened.add(mount.open_tree(entry.source, recursive=entry.recursive))
         if not prepared.lower or prepared.maps is None:
             return
+        from firkin.runtime import idmap
+
         libc.because("the image's files belong to the ids of the container")
         holder = opened.add(idmap.holder(prepared.maps))
         tree = opened.add(mount.open_tree(prepared.lower, recursive=False))
@@ -311,11 +313,12 @@ def _kill_orphans() -> None:
 def _check_descriptors(count: int) -> None:
     for fd in range(3, 3 + count):
         try:
-            os.fstat(fd)
+            ours = not os.get_inheritable(fd)
         except OSError:
-            raise UsageError(
-                f"cannot preserve {count} descriptors", f"descriptor {fd} is not open"
-            ) from None
+            ours = True
+        # What the caller left open was inherited; what we have opened is not to be.
+        if ours:
+            raise UsageError(f"cannot preserve {count} descriptors", f"descriptor {fd} is not open")
 
 
 def _write_cidfile(path: str, container_id: str) -> None:

@@ -37,6 +37,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from typing import Any
 
 START = b"S"
 FORKED = b"F"
@@ -93,11 +94,11 @@ class Channel:
         Returns:
             (kind, fields, descriptors); kind is ``b""`` at the end of the file.
         """
-        data, ancillary, _flags, _address = self._socket.recvmsg(
-            _MAX_MESSAGE,
-            _socket.CMSG_SPACE(16),
-            0x40000000,  # MSG_CMSG_CLOEXEC
-        )
+        try:
+            data, ancillary = self._receive()
+        except ConnectionResetError:
+            # The other side ended without reading all; what it said is still to be read.
+            data, ancillary = self._receive()
         fds = [
             int.from_bytes(packed[i : i + 4], sys.byteorder)
             for _level, _kind, packed in ancillary
@@ -107,6 +108,13 @@ class Channel:
             return b"", [], fds
         text = data[1:].decode("utf-8", "surrogateescape")
         return data[:1], text.split("\0") if text else [], fds
+
+    def _receive(self) -> tuple[bytes, list[Any]]:
+        return self._socket.recvmsg(
+            _MAX_MESSAGE,
+            _socket.CMSG_SPACE(16),
+            0x40000000,  # MSG_CMSG_CLOEXEC
+        )[:2]
 
     def expect(self, kind: bytes) -> list[str]:
         """Wait for a message of *kind* and return its fields.

@@ -16,15 +16,25 @@ from __future__ import annotations
 import os
 
 from firkin.init import channel as protocol
-from firkin.init import final, mounts, reaper
+from firkin.init import final, mounts
 from firkin.init.channel import Channel
 from firkin.init.plan import Plan
-from firkin.linux import libc, mount, netlink, ns, paths, pty, signals
+from firkin.linux import libc, mount, netlink, ns, paths, signals
 from firkin.linux.clone import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_PARENT, clone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+
+def preload(plan: Plan) -> None:
+    """Load what only some plans need; in the parent, for the child can load nothing."""
+    if plan.init:
+        import firkin.init.reaper
+    if plan.terminal:
+        import firkin.linux.pty
+    if plan.explain:
+        import firkin.linux.decode  # noqa: F401
 
 
 class Child:
@@ -195,6 +205,8 @@ def open_console(child: Child) -> None:
     plan = child.plan
     if not plan.terminal:
         return
+    from firkin.linux import pty
+
     libc.because("a terminal of the container's own, which nothing outside can be reached by")
     master = pty.open_ptmx("/dev/pts/ptmx")
     slave = pty.open_slave(master)
@@ -245,6 +257,8 @@ def run_init(child: Child) -> None:
     """With --init: fork; this process stays as pid 1, the new one goes on."""
     if not child.plan.init:
         return
+    from firkin.init import reaper
+
     final.close_files(child.plan)
     reaper.run(lambda: _finish(child, FINAL), arguments=child.plan.arguments_area)
 
@@ -343,7 +357,6 @@ def _listen(child: Child) -> None:
     if not child.plan.explain:
         return
 
-    # In memory already, for the parent listens in the same way.
     from firkin.linux import decode
 
     def tell(name: str, shown: tuple[Any, ...], result: Any, seconds: float, why: str) -> None:

@@ -39,6 +39,10 @@ class IdMaps:
         self.uids = uids
         self.gids = gids
 
+    def write(self, pid: int) -> None:
+        """Write the maps of *pid*'s new user namespace; see :func:`write`."""
+        write(pid, self)
+
     def is_single(self) -> bool:
         """Whether only one id is mapped, which forbids setgroups(2) to ordinary users."""
         return len(self.gids) == 1 and self.gids[0][2] == 1

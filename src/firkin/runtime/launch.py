@@ -18,7 +18,6 @@ from firkin.init import channel as protocol
 from firkin.init import stages
 from firkin.init.final import Rlimit
 from firkin.linux import clone, libc, signals
-from firkin.runtime import idmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,8 +64,9 @@ class Launch:
         Raises:
             FirkinError: as ``errors.py`` draws them; then no process is left.
         """
-        self.cgroup.create()
         plan = self.plan
+        stages.preload(plan)
+        self.cgroup.create()
         libc.because("a channel for what parent and child have to tell each other")
         ours, theirs = protocol.pair()
         # The child shares our pages until one of us writes: a collection would
@@ -153,7 +153,7 @@ class _Start:
         if plan.into_cgroup < 0 and not plan.cgroup_entries:
             launch.cgroup.join(self.pid)
         if launch.maps is not None and not plan.joins:
-            idmap.write(self.pid, launch.maps)
+            launch.maps.write(self.pid)
         self._send(protocol.START)
 
     def _raise_rlimits(self) -> None:
@@ -209,6 +209,8 @@ class _Start:
             elif kind == protocol.ERROR:
                 raise failure(launch.plan, *fields)
             elif not kind and gone:
+                if not launch.plan.init and not _has_executed(self.pid):
+                    raise self._broken(kind)
                 return self.pid, self.pidfd
             else:
                 for fd in fds:
@@ -231,7 +233,7 @@ class _Start:
         if launch.on_pid is not None:
             launch.on_pid(pid)
         if launch.maps is not None:
-            idmap.write(pid, launch.maps)
+            launch.maps.write(pid)
         self._send(protocol.MAPPED)
 
     def _broken(self, kind: bytes) -> SetupError:
@@ -245,6 +247,15 @@ class _Start:
             f"its first process ended with {how} during set-up",
             "was it the out-of-memory killer? see the kernel's log" if code == 9 else "",
         )
+
+
+def _has_executed(pid: int) -> bool:
+    """Whether *pid* has come through execve: PF_FORKNOEXEC (linux/sched.h) is gone.
+
+    The kernel clears it before it closes the channel; the flags of a zombie still tell.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return not int(file.read().rpartition(b")")[2].split()[6]) & 0x40
 
 
 def clone_error(error: OSError, new_user: bool) -> SetupError | Unsupported:

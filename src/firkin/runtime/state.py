@@ -22,11 +22,12 @@ import stat
 from firkin.errors import FirkinError, SetupError, UsageError
 from firkin.linux import signals
 from firkin.runtime import cgroups
-from firkin.runtime.idmap import IdMaps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from firkin.runtime.idmap import IdMaps
 
     # Removes a scratch folder, in a user namespace with the maps if there are some.
     RemoveScratch = Callable[[str, IdMaps | None], None]
@@ -265,6 +266,8 @@ def _undo(path: str, remove_scratch: RemoveScratch) -> None:
             pid, start = value.split()
             _kill(int(pid), int(start))
         elif kind == "maps":
+            from firkin.runtime.idmap import IdMaps
+
             uids, gids = (
                 [(int(a), int(b), int(n)) for a, b, n in (m.split(":") for m in text.split(","))]
                 for text in value.split(" ")

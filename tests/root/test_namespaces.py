@@ -1,0 +1,143 @@
+"""Namespaces of containers that root runs: new, shared, joined, and user namespaces on request."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.command import Firkin, execute
+from support.containers import refused, running
+from support.namespace_cases import *  # noqa: F403 - the tests that hold for everyone
+from support.namespace_cases import NEW, own
+from support.requires import need
+
+
+def given_to(name: str, path: str = "/etc/subuid") -> int:
+    """Return the first subordinate id of *name*."""
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split(":")[1])
+    pytest.fail(f"{path} has no line for {name}; `tools/setup test` adds it")
+
+
+def test_no_user_namespace_without_being_asked(firkin: Firkin, busybox_root: Path) -> None:
+    with running(firkin, image=busybox_root) as box:
+        assert box.namespace("user") == own("user")
+
+
+def test_user_namespace_with_ids_of_its_own(firkin: Firkin, busybox_root: Path) -> None:
+    script = "id -u; stat -c %u:%g /etc/passwd /home/alice; touch /etc/new; stat -c %u /etc/new"
+    with running(firkin, "--userns", "auto", image=busybox_root, script=script) as box:
+        first = given_to("firkin")
+        assert all(box.namespace(kind) != own(kind) for kind in (*NEW, "user"))
+        assert box.read("uid_map").split() == ["0", str(first), "65536"]
+        assert box.read("gid_map").split() == ["0", str(given_to("firkin", "/etc/subgid")), "65536"]
+        assert f"Uid:\t{first}\t{first}\t" in box.read("status")
+        # The image's owners are kept, by idmapped mounts.
+        assert box.output == ["0", "0:0", "1000:1000", "0"]
+
+
+def test_user_namespace_on_the_host_base(firkin: Firkin) -> None:
+    done = firkin("run", "--userns", "auto", "host", "python3", "-c", "print(6 * 7)")
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
+def test_root_keeps_its_id(firkin: Firkin, busybox_root: Path) -> None:
+    with running(firkin, "--userns", "keep-id", image=busybox_root, script="id -u") as box:
+        assert box.namespace("user") != own("user")
+        assert box.read("uid_map").split()[:2] == ["0", "0"]
+        assert box.output == ["0"]
+
+
+def test_userns_host_is_none(firkin: Firkin, busybox_root: Path) -> None:
+    with running(firkin, "--userns", "host", image=busybox_root) as box:
+        assert box.namespace("user") == own("user")
+
+
+def test_single_id_map_without_subordinate_ids(firkin: Firkin, busybox_root: Path) -> None:
+    need("user:firkin-nosub")
+    uid = os.stat("/home/firkin-nosub").st_uid
+    options = {"image": busybox_root, "user": "firkin-nosub"}
+    with running(firkin, script="id -u; id -g", **options) as box:
+        assert box.read("uid_map").split() == ["0", str(uid), "1"]
+        assert len(box.read("gid_map").splitlines()) == 1
+        assert box.read("setgroups") == "deny\n"
+        assert box.output == ["0", "0"]
+    done = firkin("run", "-u", "alice", busybox_root, "true", user="firkin-nosub")
+    refused(done, "user id 1000", "no subordinate ids", "newuidmap")
+
+
+# ---------------------------------------------------------------- namespaces by path
+
+
+@pytest.fixture
+def named_network(request: pytest.FixtureRequest) -> Iterator[str]:
+    need("program:ip")
+    name = f"firkin-test-{os.getpid()}"
+    execute(["ip", "netns", "add", name], check=True)
+    execute(["ip", "-n", name, "link", "add", "barrel0", "type", "dummy"], check=True)
+    yield name
+    execute(["ip", "netns", "del", name], check=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "ns:"])
+def test_named_network_namespace(
+    firkin: Firkin, busybox_root: Path, named_network: str, prefix: str
+) -> None:
+    path = f"/run/netns/{named_network}"
+    script = "grep -c barrel0: /proc/net/dev"
+    with running(firkin, "--net", prefix + path, image=busybox_root, script=script) as box:
+        assert box.output == ["1"]
+        assert box.namespace("net") == f"net:[{os.stat(path).st_ino}]"
+
+
+def test_user_namespace_by_path(firkin: Firkin, busybox_root: Path) -> None:
+    with running(firkin, "--userns", "auto", image=busybox_root) as first:
+        path = f"/proc/{first.pid}/ns/user"
+        with running(firkin, "--userns", path, image=busybox_root) as other:
+            assert other.namespace("user") == first.namespace("user")
+
+
+# ---------------------------------------------------------------- forbidden user namespaces
+
+
+def test_forbidden_user_namespaces(firkin: Firkin, busybox_root: Path) -> None:
+    # The sysctl is one of the user namespace: the machine's own stays as it is.
+    before = Path("/proc/sys/user/max_user_namespaces").read_text()
+    script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    inside = ["unshare", "--user", "--map-users", "0,0,4000000", "--map-groups", "0,0,4000000"]
+    run = [firkin.command(), "run", "--userns", "auto", str(busybox_root), "true"]
+    done = execute([*inside, "sh", "-c", script, "sh", *run], env=firkin.env())
+    refused(done, "user namespace", "user.max_user_namespaces is 0")
+    assert Path("/proc/sys/user/max_user_namespaces").read_text() == before
+
+
+def test_no_ranges_for_root(firkin: Firkin, busybox_root: Path) -> None:
+    # /etc/subuid is an empty one in a mount namespace of the test's own.
+    hide = 'mount --bind /dev/null /etc/subuid && exec "$@"'
+    run = [firkin.command(), "run", "--userns", "auto", str(busybox_root), "true"]
+    inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh"]
+    done = execute([*inside, *run], env=firkin.env())
+    refused(done, "user namespace", "/etc/subuid", "'firkin'")
+
+
+def test_runc_agrees_on_what_is_new(busybox_root: Path, tmp_path: Path) -> None:
+    """The check of the check: another runtime's container passes the same comparison."""
+    need("program:runc")
+    (tmp_path / "rootfs").symlink_to(busybox_root)
+    execute(["runc", "spec"], cwd=tmp_path, check=True)
+    config = tmp_path / "config.json"
+    text = config.read_text().replace('"terminal": true', '"terminal": false')
+    text = text.replace('"sh"', '"ls", "-l", "/proc/self/ns"')
+    config.write_text(text)
+    name = f"firkin-tests-{os.getpid()}"
+    done = execute(["runc", "--root", str(tmp_path / "state"), "run", name], cwd=tmp_path)
+    if "cgroup" in done.stderr and done.returncode:
+        pytest.fail(done.stderr)
+    for kind in ("mnt", "pid", "uts", "ipc", "net"):
+        assert own(kind) not in done.stdout, subprocess.list2cmdline(done.args)
+    assert own("user") in done.stdout
