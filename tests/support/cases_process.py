@@ -291,9 +291,9 @@ def test_signals_are_default_inside(box: Box, init: str) -> None:
     """Even when firkin is started by nohup, or by a parent that ignores and blocks signals."""
     source = """
 import signal
-for number in set(range(1, 65)) - {9, 19, 32, 33}:
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 """
     inside = fields(box.read(init, "cat", "/proc/self/status", through=python(source)))
     for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"):
@@ -345,6 +345,7 @@ def test_init_holds_no_file_open(box: Box) -> None:
         if os.geteuid() == 0:  # not dumpable
             assert open_files(pid) == ["anon_inode:[signalfd]"]
         process.terminate()
+        assert process.wait(20) == 143
 
 
 def test_the_end_of_the_command_ends_what_it_left(box: Box) -> None:
@@ -409,8 +410,8 @@ def test_a_variable_can_be_removed(box: Box) -> None:
 
 
 def test_a_variable_may_hold_any_bytes(box: Box) -> None:
-    done = box(["-e", b"X=" + ANY_BYTES], "printenv", "X", text=False)
-    assert done.stdout == ANY_BYTES + b"\n"
+    done = box(["-e", b"X=" + ANY_BYTES], "cat", "/proc/self/environ", text=False)
+    assert b"X=" + ANY_BYTES in done.stdout.split(b"\0")
 
 
 # ---------------------------------------------------------------- working directory

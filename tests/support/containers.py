@@ -104,7 +104,7 @@ def refused(done: subprocess.CompletedProcess[Any], *parts: str, status: int = 1
     assert done.returncode == status, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("firkin: cannot ")
+    assert lines[0].startswith(("firkin: cannot ", "firkin: invalid configuration: "))
     for part in parts:
         assert part in lines[0]
     return lines[0]

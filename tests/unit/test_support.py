@@ -63,6 +63,16 @@ def test_ci_accepts_what_only_another_machine_could_mend(tmp_path: Path) -> None
     assert "status 0" in said
 
 
+@pytest.mark.parametrize(("folder", "status"), [("unit", 0), ("", 1)])
+def test_ci_accepts_that_the_other_user_runs_it(tmp_path: Path, folder: str, status: int) -> None:
+    other = "ordinary user" if os.geteuid() == 0 else "root"
+    (tmp_path / folder).mkdir(exist_ok=True)
+    test = f"from support.requires import requires\n@requires({other!r})\ndef test(): pass\n"
+    (tmp_path / folder / "test_two.py").write_text(test)
+    said = suite(tmp_path, "", ci=True, arguments=(f"{folder or '.'}/test_two.py",))
+    assert f"status {status}" in said, said
+
+
 def test_a_requirement_that_is_met_does_not_skip(tmp_path: Path) -> None:
     said = suite(tmp_path, "@requires('kernel:2.6', 'program:sh')\ndef test(): pass", ci=True)
     assert "1 passed" in said

@@ -45,6 +45,12 @@ def main() -> NoReturn:
     except FirkinError as error:
         print(f"firkin: {error}", file=sys.stderr)
         status = error.exit_status
+    except KeyboardInterrupt:
+        # Before the start, which blocks signals: end by it, so that a shell's loop ends, too.
+        from firkin.linux import signals
+
+        signals.reset_dispositions()
+        os.kill(os.getpid(), signals.SIGINT)
     except BrokenPipeError:
         # Who read our output has closed it; there is nobody left to tell.
         os._exit(125)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from firkin.cli import run_options
 from firkin.cli.options import HelpRequested
 from firkin.engine.run import Run
+from firkin.linux import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
     except HelpRequested:
         print(run_options.help_text(), end="")
         return 0
+    # What a careless parent may have left us: ignored, SIGCHLD hides exit statuses
+    # (wait(2)), and a strict umask would close the container's folders to its users.
+    signals.reset_disposition(signals.SIGCHLD)
+    os.umask(0o022)
     run = Run(request)
     if request.explain is None:
         status = run.run()

@@ -174,11 +174,15 @@ def describe(request: Request) -> dict[str, Any]:
     layout = cgroups.detect()
     container_id = request.name or new_id()
     scratch = os.path.join(store.default_path(), "containers", container_id)
-    mapped = maps is not None and os.geteuid() == 0
-    root = _root(image, scratch, in_userns=maps is not None, mapped=mapped)
+    # Who runs it makes no folders for an overlay: the image itself is the root, as in
+    # any bundle. What is not the caller's own folder is not theirs to write to.
+    binds = [defaults.mount(where, "bind", what, "rbind", "ro") for what, where in image.overlays]
     for number, mount in enumerate(m for m in request.mounts if m.kind == "overlay"):
         _set_layers(mount, scratch, number)
+    root = compose.Root(image.layers[0], binds, [])
     config = _compose(request, container_id, image, root, maps, layout)
+    if not os.path.isdir(reference.parse(request.image or "").value):
+        config["root"]["readonly"] = True
     profile = compose.seccomp_profile(request)
     if profile == "default":
         bounding = config["process"]["capabilities"]["bounding"]

@@ -250,14 +250,14 @@ class Request:
             return
         if limit is None:
             raise UsageError(
-                "cannot limit swap",
+                f"cannot set --memory-swap to {swap}",
                 "it is a limit of memory and swap together",
                 "set --memory as well",
             )
         if swap < limit:
             raise UsageError(
-                f"cannot limit memory and swap together to {swap} bytes",
-                f"memory alone may have {limit}",
+                f"cannot set --memory-swap to {swap}",
+                f"it counts memory and swap together, and memory alone may have {limit}",
             )
 
     def _check_sysctl(self, name: str) -> None:

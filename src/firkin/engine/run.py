@@ -11,7 +11,7 @@ import select
 from time import monotonic
 
 from firkin.engine import prepare
-from firkin.errors import FirkinError, SetupError, UsageError
+from firkin.errors import ConfigError, FirkinError, SetupError, UsageError
 from firkin.linux import caps, clone, libc, mount, signals
 from firkin.runtime import cgroups, compiler, launch, state
 
@@ -39,6 +39,14 @@ _FORWARDED = (
 _HANDLED = (*_FORWARDED, signals.SIGWINCH, signals.SIGCONT)
 
 _PR_SET_CHILD_SUBREAPER = 36
+
+# The options whose values only the cgroup code can judge, by the fields that they become.
+_OPTIONS = {
+    "linux.resources.memory.limit": "--memory",
+    "linux.resources.memory.reservation": "--memory-reservation",
+    "linux.resources.cpu.cpus": "--cpuset-cpus",
+    "linux.resources.cpu.mems": "--cpuset-mems",
+}
 
 # The exit status of a container that --timeout ended: 128 + SIGKILL.
 TIMED_OUT = 137
@@ -122,13 +130,20 @@ class Run:
 
     def _compile(self, prepared: Prepared, record: state.State) -> launch.Launch:
         linux = prepared.config.get("linux") or {}
-        cgroup = cgroups.open_cgroup(
-            prepared.layout,
-            prepared.cgroup_path,
-            linux.get("resources") or {},
-            device_control=prepared.maps is None,
-        )
-        cgroup.check()
+        try:
+            cgroup = cgroups.open_cgroup(
+                prepared.layout,
+                prepared.cgroup_path,
+                linux.get("resources") or {},
+                device_control=prepared.maps is None,
+            )
+            cgroup.check()
+        except ConfigError as error:
+            # Who gave options is told of those, not of the configuration made of them.
+            option = _OPTIONS.get(error.field) if self._request.bundle is None else None
+            if option is None:
+                raise
+            raise UsageError(f"cannot set {option}", error.why, error.mend) from None
         plan = compiler.compile_plan(
             prepared.config,
             prepared.bundle,
@@ -172,13 +187,22 @@ class Run:
         for entry in plan.mounts:
             if entry.kind == "bind":
                 libc.because("a volume that only the host's root may open")
-                entry.tree_fd = opened.add(mount.open_tree(entry.source, recursive=entry.recursive))
+                try:
+                    tree = mount.open_tree(entry.source, recursive=entry.recursive)
+                except OSError as error:
+                    raise SetupError(
+                        f"cannot mount '{entry.source}'", error.strerror or ""
+                    ) from error
+                entry.tree_fd = opened.add(tree)
         if not prepared.lower or prepared.maps is None:
             return
         from firkin.runtime import idmap
 
         libc.because("the image's files belong to the ids of the container")
-        holder = opened.add(idmap.holder(prepared.maps))
+        try:
+            holder = opened.add(idmap.holder(prepared.maps))
+        except OSError as error:
+            raise launch.clone_error(error, new_user=True) from error
         tree = opened.add(mount.open_tree(prepared.lower, recursive=False))
         try:
             mount.mount_setattr(

@@ -148,7 +148,7 @@ def find_command(plan: Plan) -> str:
 def _check_executable(path: str) -> None:
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.EACCES, os.strerror(errno.EISDIR), path)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not os.access(path, os.X_OK, effective_ids=True):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
     _refuse_magic_links(path)

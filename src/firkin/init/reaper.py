@@ -85,6 +85,8 @@ def run(
     if on_started is not None:
         on_started(command)
     try:
+        # Nobody hears us when the channel is closed.
+        libc.listen(None)
         _close_others(signal_fd)
         _set_names(arguments)
         status = _tend(command)

@@ -178,8 +178,8 @@ def build_root(child: Child) -> None:
 def set_sysctls(child: Child) -> None:
     """Set kernel parameters of our namespaces; the host's /proc shows ours, too."""
     libc.because("--sysctl: parameters of the container's own namespaces")
-    for name, value in child.plan.sysctl:
-        libc.write_file("/proc/sys/" + name.replace(".", "/"), value)
+    for path, value in child.plan.sysctl:
+        libc.write_file(path, value)
 
 
 def enter_root(child: Child) -> None:

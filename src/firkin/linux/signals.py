@@ -138,6 +138,11 @@ def reset_dispositions() -> None:
     libc.via(_reset_dispositions, "1..64", "SIG_DFL")
 
 
+def reset_disposition(number: int) -> None:
+    """Give one signal its default disposition."""
+    libc.call("signal", _signal, number, None, shown=(number, "SIG_DFL"))
+
+
 def _reset_dispositions(*_shown: str) -> None:
     default = bytes(32)  # the kernel's struct sigaction: SIG_DFL, no flags, empty mask
     for number in ALL:

@@ -181,7 +181,12 @@ def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opene
             (clock, int(o.get("secs") or 0), int(o.get("nanosecs") or 0))
             for clock, o in offsets.items()
         ) or (("boottime", 0, 0),)
-    plan.sysctl = tuple((linux.get("sysctl") or {}).items())
+    if linux.get("sysctl"):
+        from firkin.spec.rules import sysctl_path
+
+        plan.sysctl = tuple(
+            (f"/proc/sys/{sysctl_path(name)}", value) for name, value in linux["sysctl"].items()
+        )
     if not new & clone.CLONE_NEWNS and "mount" not in joins:
         raise ConfigError(
             "linux.namespaces",

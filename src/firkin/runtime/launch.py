@@ -180,8 +180,11 @@ class _Start:
                     shown=(self.pid, resource, wanted.soft, wanted.hard),
                 )
             except OSError as error:
+                from firkin.runtime.compiler import RLIMITS
+
+                name = next(name for name, number in RLIMITS.items() if number == resource)
                 raise SetupError(
-                    f"cannot raise the hard limit of resource {resource} to {hard}",
+                    f"cannot raise the hard limit of {name} to {hard}",
                     f"{error.strerror}; this process's own hard limit is {current.hard}",
                     "raising it needs CAP_SYS_RESOURCE",
                     step="prepare",
