@@ -776,16 +776,17 @@ try:
     cgroup = open_cgroup(detect(), sys.argv[1], eval(sys.argv[2]))
     print(type(cgroup).__name__, flush=True)
     cgroup.check(); cgroup.create(); cgroup.apply()
-    child = subprocess.Popen(["sh", "-c", "read go; for i in 1 2 3 4 5 6; do sleep 1000 & done"],
-                             stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    script = "read go; for i in 1 2 3 4 5 6; do sleep 1000 & done"
+    child = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
     cgroup.join(child.pid)
     cgroup.apply_memory()
-    if sys.argv[2] == "{}":
-        cgroup.kill()
-    else:
-        child.communicate("\\n")
+    if cgroup.paths():
+        child.stdin.write(b"\\n")
+        child.stdin.close()
+        child.wait()
         print("denied", cgroup.stats().pids_denied)
-        cgroup.kill()
+    cgroup.kill()
     print("ended", child.wait())
     cgroup.remove()
 except FirkinError as error:
@@ -809,8 +810,11 @@ def as_ordinary_user(path: str, resources: str, place: Callable[[int], None]) ->
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        place(process.pid)
-        out, _ = process.communicate("\n", timeout=PATIENCE)
+        try:
+            place(process.pid)
+            out, _ = process.communicate("\n", timeout=PATIENCE)
+        finally:
+            process.kill()
     return out
 
 

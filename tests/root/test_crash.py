@@ -15,8 +15,8 @@ def test_kill_firkin_at_each_of_its_own_steps(busybox_root: Path, home: Home) ->
     cases.check_kill_firkin_at_its_own_steps(busybox_root, home, stride=1)
 
 
-def test_kill_firkin_at_each_step_of_the_child(busybox_root: Path, home: Home) -> None:
-    cases.check_kill_firkin_at_the_childs_steps(busybox_root, home, stride=1)
+def test_kill_firkin_at_steps_of_the_child(busybox_root: Path, home: Home) -> None:
+    cases.check_kill_firkin_at_the_childs_steps(busybox_root, home, stride=2)
 
 
 @pytest.mark.parametrize("kind", ["init", "terminal", "host pids", "joined"])
@@ -24,8 +24,8 @@ def test_kill_firkin_in_other_kinds_of_starts(busybox_root: Path, home: Home, ki
     cases.check_kill_firkin_at_the_childs_steps(busybox_root, home, stride=13, kind=kind)
 
 
-def test_kill_the_child_at_each_of_its_steps(busybox_root: Path, home: Home) -> None:
-    cases.check_kill_the_child(busybox_root, home, stride=1)
+def test_kill_the_child_at_its_steps(busybox_root: Path, home: Home) -> None:
+    cases.check_kill_the_child(busybox_root, home, stride=2)
 
 
 @pytest.mark.parametrize("options", [[], ["--init"], ["-t"], ["--pid", "host"]], ids=" ".join)

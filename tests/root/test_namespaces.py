@@ -93,13 +93,6 @@ def test_named_network_namespace(firkin: Firkin, busybox_root: Path, prefix: str
     assert rest == [name, "1"], done.stderr
 
 
-def test_user_namespace_by_path(firkin: Firkin, busybox_root: Path) -> None:
-    with running(firkin, "--userns", "auto", image=busybox_root) as first:
-        path = f"/proc/{first.pid}/ns/user"
-        with running(firkin, "--userns", path, image=busybox_root) as other:
-            assert other.namespace("user") == first.namespace("user")
-
-
 # ---------------------------------------------------------------- forbidden user namespaces
 
 

@@ -11,11 +11,11 @@ from support.cases_crash import Command, command, home  # noqa: F401  (fixtures)
 from support.crash import Home
 
 
-def test_kill_firkin_at_each_of_its_own_steps(busybox_root: Path, home: Home) -> None:
+def test_kill_firkin_at_its_own_steps(busybox_root: Path, home: Home) -> None:
     cases.check_kill_firkin_at_its_own_steps(busybox_root, home, stride=3)
 
 
-def test_kill_firkin_at_each_step_of_the_child(busybox_root: Path, home: Home) -> None:
+def test_kill_firkin_at_steps_of_the_child(busybox_root: Path, home: Home) -> None:
     cases.check_kill_firkin_at_the_childs_steps(busybox_root, home, stride=3)
 
 
@@ -24,7 +24,7 @@ def test_kill_firkin_in_other_kinds_of_starts(busybox_root: Path, home: Home, ki
     cases.check_kill_firkin_at_the_childs_steps(busybox_root, home, stride=23, kind=kind)
 
 
-def test_kill_the_child_at_each_of_its_steps(busybox_root: Path, home: Home) -> None:
+def test_kill_the_child_at_its_steps(busybox_root: Path, home: Home) -> None:
     cases.check_kill_the_child(busybox_root, home, stride=3)
 
 

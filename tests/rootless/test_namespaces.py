@@ -86,3 +86,13 @@ def test_a_namespace_of_the_hosts_is_not_the_users_to_join(
 ) -> None:
     done = firkin("run", "--net", "/proc/1/ns/net", busybox_root, "true")
     refused(done, "/proc/1/ns/net", "Permission denied")
+
+
+@pytest.mark.parametrize("by", ["name", "path"])
+def test_a_joined_user_namespace(firkin: Firkin, busybox_root: Path, by: str) -> None:
+    with running(firkin, "--name", "first", image=busybox_root) as first:
+        source = "container:first" if by == "name" else f"/proc/{first.pid}/ns/user"
+        options = ["--userns", source]
+        with running(firkin, *options, image=busybox_root, script="id -u") as other:
+            assert other.namespace("user") == first.namespace("user") != own("user")
+            assert other.output == ["0"]

@@ -228,7 +228,7 @@ def _close_files(counter: _Counter, alive: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    os.dup2(alive, 3, inheritable=False)
+    os.dup2(alive, 3)
     os.closerange(4, high)
     os.closerange(high + 1, 4096)
     stages._NULL = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)  # this module's own is closed

@@ -63,15 +63,6 @@ def test_joined_from_a_container(
         assert first.namespace(kind) != own(kind)
 
 
-def test_a_joined_user_namespace(firkin: Firkin, busybox_root: Path) -> None:
-    made = [] if os.geteuid() else ["--userns", "auto"]
-    with running(firkin, "--name", "first", *made, image=busybox_root) as first:
-        options = ["--userns", "container:first"]
-        with running(firkin, *options, image=busybox_root, script="id -u") as other:
-            assert other.namespace("user") == first.namespace("user") != own("user")
-            assert other.output == ["0"]
-
-
 @each_option
 def test_no_such_container(firkin: Firkin, busybox_root: Path, option: str) -> None:
     done = firkin("run", option, "container:nobody", busybox_root, "true")

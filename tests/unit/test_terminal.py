@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -239,39 +240,68 @@ def test_large_data_both_ways_through_pipes(start: Start) -> None:
     assert process.returncode == 0
 
 
-LINES = b"".join(b"%d\r\n" % n for n in range(1, 200_001))
+LINES = b"".join(b"%d\r\n" % n for n in range(1, 1_000_001))
 
 
-def test_slow_reader_loses_nothing_and_delays_no_signal(start: Start, tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    os.mkfifo(told)
-    program = f"trap 'kill $!; echo TERM > {told}; exit 3' TERM; seq 200000 & wait"
-    read_end, write_end = os.pipe()
+class Told:
+    """A FIFO through which a program tells how far it is."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR)
+
+    def hears(self, text: bytes) -> None:
+        assert select.select([self.fd], [], [], 30)[0], "nothing was told"
+        assert os.read(self.fd, 100) == text
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Told]:
+    told = Told(tmp_path / "told")
+    yield told
+    os.close(told.fd)
+
+
+def read_all(fd: int) -> bytes:
+    """Read and close *fd*."""
+    output = b""
+    with open(fd, "rb", buffering=0) as file:
+        while select.select([fd], [], [], 30)[0] and (data := file.read(65536)):
+            output += data
+    return output
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_slow_reader_loses_nothing_and_delays_no_signal(
+    kind: str, start: Start, told: Told
+) -> None:
+    program = f"trap 'kill $!; echo TERM > {told.path}; exit 3' TERM; seq 1000000 & wait"
+    if kind == "pipe":
+        read_end, write_end = os.pipe()
+    else:
+        read_end, write_end = (end.detach() for end in socket.socketpair())
     process = start("", "sh", "-c", program, stdin=subprocess.DEVNULL, stdout=write_end)
     while select.select([], [write_end], [], 0)[1]:  # until our output is stuck
         pass
     os.close(write_end)
     process.terminate()
-    assert told.read_text() == "TERM\n"
-    with open(read_end, "rb") as pipe:
-        output = pipe.read()
+    told.hears(b"TERM\n")
+    output = read_all(read_end)
     assert process.wait(30) == 3
     assert len(output) > 32768
     assert LINES.startswith(output)
 
 
-def test_output_is_complete_though_read_only_after_the_end(start: Start, tmp_path: Path) -> None:
+def test_output_is_complete_though_read_only_after_the_end(start: Start, told: Told) -> None:
     # More than our pipe holds, less than the terminal and our buffer hold as well: the
-    # program ends while nobody has read a byte, and says so through the FIFO.
-    told = tmp_path / "told"
-    os.mkfifo(told)
+    # program ends while nobody has read a byte.
     read_end, write_end = os.pipe()
-    program = f"seq 20000; echo ended > {told}"
+    program = f"seq 20000; echo ended > {told.path}"
     process = start("", "sh", "-c", program, stdin=subprocess.DEVNULL, stdout=write_end)
     os.close(write_end)
-    assert told.read_text() == "ended\n"
-    with open(read_end, "rb") as pipe:
-        assert pipe.read() == b"".join(b"%d\r\n" % n for n in range(1, 20001))
+    told.hears(b"ended\n")
+    assert read_all(read_end) == LINES[: LINES.index(b"20001\r")]
     assert process.wait(30) == 0
 
 
@@ -290,7 +320,7 @@ def test_output_to_a_file_is_appended(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_bytes(b"before\n")
     with file.open("ab") as log:
-        process = start("", "seq", "200000", stdin=subprocess.DEVNULL, stdout=log.fileno())
+        process = start("", "seq", "1000000", stdin=subprocess.DEVNULL, stdout=log.fileno())
         assert process.wait(60) == 0
         assert file.read_bytes() == b"before\n" + LINES
 
@@ -405,11 +435,12 @@ SHELL = textwrap.dedent(
 )
 
 
-def start_shell(user: User, where: str, *command: str) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def running_shell(user: User, where: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     mask = {signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, mask)
     try:
-        return subprocess.Popen(
+        shell = subprocess.Popen(
             [sys.executable, "-c", SHELL, where, "-c", PROXY, "i", *command],
             stdin=user.tty,
             stdout=user.tty,
@@ -418,10 +449,15 @@ def start_shell(user: User, where: str, *command: str) -> subprocess.Popen[bytes
         )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
+    try:
+        yield shell
+    finally:
+        shell.kill()  # which hangs up on its job
+        shell.wait()
 
 
 def test_restored_from_the_background_without_stopping(user: User) -> None:
-    with start_shell(user, "foreground", "sh", "-c", "echo ready; exec cat") as shell:
+    with running_shell(user, "foreground", "sh", "-c", "echo ready; exec cat") as shell:
         user.sees(b"ready")
         assert user.modes == pty.make_raw(user.cooked)
         shell.send_signal(signal.SIGUSR1)
@@ -432,7 +468,7 @@ def test_restored_from_the_background_without_stopping(user: User) -> None:
 
 
 def test_started_in_the_background_waits_for_the_foreground(user: User) -> None:
-    with start_shell(user, "background", "sh", "-c", "echo ready; read x") as shell:
+    with running_shell(user, "background", "sh", "-c", "echo ready; read x") as shell:
         user.sees(b"job stopped")
         assert user.modes == user.cooked
         user.type(b"\n")

@@ -14,6 +14,7 @@ from firkin.errors import SetupError, Unsupported, UsageError
 from firkin.image import hostbase, reference, store, users
 from firkin.linux import caps, paths
 from firkin.runtime import cgroups, seccomp, state
+from firkin.spec import defaults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ def describe(request: Request) -> dict[str, Any]:
         _set_layers(mount, scratch, number)
     root = compose.Root(image.layers[0], binds, [])
     config = _compose(request, container_id, image, root, maps, layout)
-    if not os.path.isdir(reference.parse(request.image or "").value):
+    what = reference.parse(request.image or "")
+    if what.kind != "path" or not os.path.isdir(what.value):
         config["root"]["readonly"] = True
     profile = compose.seccomp_profile(request)
     if profile == "default":

@@ -56,6 +56,11 @@ def make_undumpable() -> None:
     caps.prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
 
 
+def make_dumpable() -> None:
+    """Have this process's files in ``/proc`` belong to its own user, until they need not."""
+    caps.prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 1)
+
+
 def drop_privileges(plan: Plan) -> None:
     """Take the command's identity and no more than its capabilities."""
     libc.because("a session keyring of its own: the host's keys are not reachable through it")
@@ -113,9 +118,11 @@ def limit_capabilities(plan: Plan) -> None:
     libc.because("no more capabilities than the command is to have")
     permitted = plan.permitted & plan.bounding
     caps.set_caps(plan.effective & permitted, permitted, plan.inheritable & plan.bounding)
-    if plan.ambient:
+    # One that is not inheritable can't be raised; `runc spec` writes such, and runc passes over it.
+    ambient = plan.ambient & permitted & plan.inheritable
+    if ambient:
         libc.because("capabilities that survive execve without being root")
-        caps.set_ambient(plan.ambient & permitted)
+        caps.set_ambient(ambient)
 
 
 def find_command(plan: Plan) -> str:

@@ -233,7 +233,8 @@ def _root(
     if any(m.kind == "bind" and os.path.normpath(m.destination) == "/dev" for m in mounts):
         devices = []
     plan.devices = tuple(devices)
-    plan.bind_devices = plan.new_user or _in_user_namespace()
+    joins_user = any(flag == clone.CLONE_NEWUSER for _, flag, _ in plan.joins)
+    plan.bind_devices = plan.new_user or joins_user or _in_user_namespace()
     plan.masked = tuple(linux.get("maskedPaths") or ())
     plan.readonly_paths = tuple(linux.get("readonlyPaths") or ())
 

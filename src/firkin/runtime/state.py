@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _LOCK = "lock"
 _RECORD = "record"
+_FILES = frozenset((_LOCK, _RECORD))
 
 
 def default_directory() -> str:
@@ -220,7 +221,7 @@ def _sweep(directory: str, names: list[str], remove_scratch: RemoveScratch) -> l
             _undo(path, remove_scratch)
             _remove_folder(directory, path)
             swept.append(name)
-        except (OSError, ValueError, FirkinError):
+        except (OSError, ValueError, OverflowError, FirkinError):
             continue
         finally:
             os.close(lock)
@@ -230,6 +231,9 @@ def _sweep(directory: str, names: list[str], remove_scratch: RemoveScratch) -> l
 def _lock_orphan(path: str) -> int:
     """Lock the folder *path*; return the lock, or -1 where its firkin lives or it is none."""
     try:
+        # Whatever else is kept where the state directory was set to is not ours.
+        if os.path.islink(path) or not _FILES.issuperset(os.listdir(path)):
+            return -1
         # A folder without a lock is one whose maker died before it made the file.
         lock = os.open(
             os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
@@ -265,6 +269,8 @@ def _undo(path: str, remove_scratch: RemoveScratch) -> None:
         if kind == "pid":
             pid, start = value.split()
             _kill(int(pid), int(start))
+        elif kind == "scratch":
+            _check_scratch(value, os.path.basename(path))
         elif kind == "maps":
             from firkin.runtime.idmap import IdMaps
 
@@ -277,6 +283,12 @@ def _undo(path: str, remove_scratch: RemoveScratch) -> None:
     for kind, value in entries:
         if kind == "scratch":
             remove_scratch(value, maps)
+
+
+def _check_scratch(path: str, container_id: str) -> None:
+    """Refuse to remove what is not the scratch folder of *container_id*."""
+    if os.path.normpath(path) != path or not path.endswith(f"/containers/{container_id}"):
+        raise SetupError(f"cannot remove '{path}'", f"not a folder of container {container_id}")
 
 
 def _kill(pid: int, start: int) -> None:
@@ -303,12 +315,8 @@ def _kill(pid: int, start: int) -> None:
 def _remove_folder(directory: str, path: str) -> None:
     directory_lock = _lock_directory(directory)
     try:
-        for name in os.listdir(path):
-            entry = os.path.join(path, name)
-            if os.path.isdir(entry) and not os.path.islink(entry):
-                os.rmdir(entry)
-            else:
-                os.unlink(entry)
+        for name in _FILES.intersection(os.listdir(path)):
+            os.unlink(os.path.join(path, name))
         os.rmdir(path)
     finally:
         os.close(directory_lock)
