@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from support import leftovers
 from support.command import Firkin, end, execute
 
-PATIENCE = 5.0  # seconds that anything may take on a busy machine
+PATIENCE = 20.0  # seconds that anything may take on a busy machine
 T = TypeVar("T")
 
 

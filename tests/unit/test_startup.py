@@ -11,42 +11,47 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
 
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # What an interpreter brings with it (-I -S), its start-up and the codecs of a locale.
-BARE = frozenset(
+BARE = words(
     """
     __main__ _abc _codecs _collections_abc _frozen_importlib _frozen_importlib_external _imp _io
     _signal _stat _thread _warnings _weakref abc builtins codecs encodings encodings.aliases
     encodings.ascii encodings.utf_8 genericpath io marshal ntpath os os.path posix posixpath stat
     sys time winreg zipimport
-    """.split()
+    """
 )
 # What a site-packages folder may add: site itself and its hooks.
-SITE = frozenset("site _sitebuiltins sitecustomize usercustomize".split())
+SITE = words("site _sitebuiltins sitecustomize usercustomize")
 # What firkin needs of the standard library; each is built in or small. To add one, measure it
 # with `python -X importtime` and say here what for.
-ALLOWED = frozenset(
+ALLOWED = words(
     """
     __future__ _ctypes _struct ctypes ctypes._endian struct
     _socket errno fcntl gc select types zlib
-    """.split()
+    """
 )
 # Never, for what they cost (docs/architecture.md): milliseconds each.
-BANNED = frozenset(
+BANNED = words(
     """
     argparse ast asyncio collections contextlib copy dataclasses datetime email enum functools
-    glob hashlib heapq importlib.metadata importlib.resources inspect json locale logging multiprocessing
-    operator pathlib pickle platform random re selectors shlex shutil signal socket ssl string
-    subprocess tarfile tempfile textwrap threading traceback typing urllib warnings weakref
+    glob hashlib heapq importlib.metadata importlib.resources inspect json locale logging
+    multiprocessing operator pathlib pickle platform random re selectors shlex shutil signal
+    socket ssl string subprocess tarfile tempfile textwrap threading traceback typing urllib warnings weakref
     zipfile
-    """.split()
+    """
 )
-FIRKIN_MODULES = 45
+FIRKIN_MODULES = 56  # packages counted
 
 # Prints the modules where the child would be made, and makes none.
 HOOK = """
 import sys
 sys.path.insert(0, {source!r})
-sys.argv = ["firkin", *{words!r}]
+sys.argv = ["firkin", *{argv!r}]
 import firkin.linux.clone as clone
 def stop(*_):
     import os
@@ -60,8 +65,8 @@ main()
 
 def loaded(root: Path, store: Path, *options: str) -> frozenset[str]:
     """Return the modules that are there when ``firkin run OPTIONS`` makes its child."""
-    words = ["run", *options, str(root), "true"]
-    script = HOOK.format(source=str(SOURCE), words=words)
+    argv = ["run", *options, str(root), "true"]
+    script = HOOK.format(source=str(SOURCE), argv=argv)
     for name in ("store", "state"):
         (store / name).mkdir(exist_ok=True)
     env = {

@@ -18,7 +18,7 @@ import pytest
 
 from firkin.errors import UsageError
 from firkin.linux import pty
-from firkin.runtime.terminal import require_tty
+from firkin.runtime.terminal import Terminal, require_tty
 
 # What firkin's loop does with a Terminal, around any program.
 PROXY = textwrap.dedent(
@@ -303,6 +303,29 @@ def test_output_is_complete_though_read_only_after_the_end(start: Start, told: T
     told.hears(b"ended\n")
     assert read_all(read_end) == LINES[: LINES.index(b"20001\r")]
     assert process.wait(30) == 0
+
+
+def test_drain_is_bounded_and_can_be_taken_up_again() -> None:
+    master = pty.open_ptmx("/dev/ptmx")
+    slave = pty.open_slave(master)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    filling = os.write(write_end, bytes(1 << 20))
+    with Terminal(master, read_end, write_end, interactive=False) as terminal:
+        os.write(slave, b"last words")
+        os.close(slave)
+        assert not terminal.drain(seconds=0.01)
+        readable, other = os.pipe()
+        os.write(other, b"a signal")
+        assert not terminal.drain(interrupt=readable)
+        os.close(readable)
+        os.close(other)
+        assert os.read(read_end, 1 << 20) == bytes(filling)
+        assert terminal.drain()
+        assert terminal.fds() == []
+    assert os.read(read_end, 100) == b"last words"
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_program_goes_on_when_nobody_reads_any_more(start: Start, tmp_path: Path) -> None:

@@ -158,7 +158,8 @@ class Run:
         request = self._request
         plan.explain = self.on_debug is not None
         plan.keep_fds = request.preserve_fds
-        plan.null_stdin = request.bundle is None and not request.interactive
+        if request.bundle is None and not request.interactive:
+            plan.null_fd = self._opened.add(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
         if plan.init:
             from firkin.init import reaper
 
@@ -260,7 +261,10 @@ class Run:
                 self._terminal.resize()
             elif number == signals.SIGCONT:
                 if self._terminal is not None:
-                    self._terminal.resume()
+                    try:
+                        self._terminal.resume()
+                    except OSError:
+                        continue  # hung up: SIGHUP, which comes with it, is for the command
             else:
                 try:
                     signals.pidfd_send_signal(pidfd, number)

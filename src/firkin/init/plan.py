@@ -84,7 +84,7 @@ class Plan:
         "new_cgroup",
         "new_user",
         "no_new_privs",
-        "null_stdin",
+        "null_fd",
         "paths",
         "permitted",
         "personality",
@@ -134,7 +134,7 @@ class Plan:
         # terminal
         self.terminal = False
         self.window = (0, 0)  # rows, columns
-        self.null_stdin = False
+        self.null_fd = -1  # what standard input becomes, or -1: it stays
         # process
         self.args: tuple[str, ...] = ()
         self.env: tuple[str, ...] = ()

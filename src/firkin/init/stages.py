@@ -251,9 +251,8 @@ def close_root(child: Child) -> None:
 
 def wait_for_go(child: Child) -> None:
     """Tell the parent that only the command is missing; it sets the memory limit."""
-    if child.plan.null_stdin and not child.plan.terminal:
-        # Opened while it is surely the host's or ours, not the image's.
-        os.dup2(_NULL, 0)
+    if child.plan.null_fd >= 0 and not child.plan.terminal:
+        os.dup2(child.plan.null_fd, 0)
     child.channel.send(protocol.READY)
     child.channel.expect(protocol.GO)
 
@@ -321,9 +320,6 @@ STEPS = (
 # What the command's own process does; with --init that is pid 1's child.
 FINAL = (drop_privileges, find_command, limit_capabilities, clean_process, execute)
 
-# The host's null device, opened when this module is loaded: before any image is.
-_NULL = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-
 
 def run(plan: Plan, channel: Channel) -> NoReturn:
     """Carry out *plan* in the process that the parent has just cloned. Never returns."""
@@ -367,6 +363,10 @@ def _listen(child: Child) -> None:
     def tell(name: str, shown: tuple[Any, ...], result: Any, seconds: float, why: str) -> None:
         name, arguments = decode.decode(name, shown)
         answer = decode.describe_result(result)
-        child.channel.send(protocol.DEBUG, name, arguments, answer, f"{seconds:.9f}", why)
+        try:
+            child.channel.send(protocol.DEBUG, name, arguments, answer, f"{seconds:.9f}", why)
+        except OSError:
+            # A seccomp profile that forbids sendmsg is in force: the rest stays untold.
+            libc.listen(None)
 
     libc.listen(tell)

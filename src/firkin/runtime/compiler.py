@@ -288,7 +288,7 @@ def _cgroup_mounts(
         if kind == "symlink":
             made = Mount("symlink", where, source, "cgroup")
         elif kind == "bind":
-            made = Mount("bind", where, source)
+            made = Mount("bind", where, source, "cgroup")
             made.attr_set = options.attr_set
         else:
             made = Mount("mount", where, source, kind)
@@ -297,7 +297,7 @@ def _cgroup_mounts(
             made.flags = options.flags & ~mount.MS_RDONLY if kind == "tmpfs" else options.flags
         mounts.append(made)
     if mounts and mounts[0].fstype == "tmpfs" and options.flags & mount.MS_RDONLY:
-        last = Mount("setattr", top)
+        last = Mount("setattr", top, "", "cgroup")
         last.attr_set = mount.MOUNT_ATTR_RDONLY
         mounts.append(last)
     return mounts
@@ -345,7 +345,9 @@ def _process(plan: Plan, process: dict[str, Any]) -> None:
     plan.effective = caps.mask(sets.get("effective") or ()) & known
     plan.permitted = caps.mask(sets.get("permitted") or ()) & known
     plan.inheritable = caps.mask(sets.get("inheritable") or ()) & known
-    plan.ambient = caps.mask(sets.get("ambient") or ()) & known
+    # The kernel refuses what is not inheritable, too; like runc, leave that out: the
+    # configurations that `runc spec` and `crun spec` write have no inheritable ones.
+    plan.ambient = caps.mask(sets.get("ambient") or ()) & plan.inheritable
     plan.rlimits = tuple(
         (_rlimit(entry["type"]), entry["soft"], entry["hard"])
         for entry in process.get("rlimits") or ()

@@ -329,6 +329,8 @@ def failure(plan: Plan, step: str, number: str, path: str, why: str) -> SetupErr
     mend = ""
     if step == "join_namespaces" and code == errno.EPERM:
         mend = "its user namespace must be joined, too, by one who has rights over it"
+    elif step == "build_root" and code == errno.EPERM and path in ("/proc", "/sys"):
+        mend = "an outer container that hides parts of its own does not let us mount a fresh one"
     elif step == "build_root" and code == errno.ELOOP:
         mend = "are the image and the store inside each other?"
     return _typed(SetupError, f"cannot {doing}", why, facts, mend)
