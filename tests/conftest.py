@@ -25,7 +25,7 @@ WHO = {"root": "root", "escape": "root", "rootless": "ordinary user"}
 
 # Not /tmp: that may be a tmpfs, which cannot be the upper layer of every kernel's overlay.
 SESSIONS = Path("/var/tmp")
-STALE = 3600  # seconds
+STALE = 60  # seconds; a session takes its lock within milliseconds
 LIMIT = int(os.environ.get("FIRKIN_TEST_LIMIT", "180"))  # seconds for one test
 
 lock = pytest.StashKey[int]()

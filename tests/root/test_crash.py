@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from support import cases_crash as cases
-from support.cases_crash import Command, command, home  # noqa: F401  (fixtures)
+from support.cases_crash import Command
 from support.crash import Home
+
+home, command = cases.home, cases.command  # fixtures
 
 
 def test_kill_firkin_at_each_of_its_own_steps(busybox_root: Path, home: Home) -> None:
@@ -29,9 +31,7 @@ def test_kill_the_child_at_its_steps(busybox_root: Path, home: Home) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--init"], ["-t"], ["--pid", "host"]], ids=" ".join)
-def test_kill_a_running_container(
-    command: Command, busybox_root: Path, options: list[str]
-) -> None:
+def test_kill_a_running_container(command: Command, busybox_root: Path, options: list[str]) -> None:
     cases.check_kill_a_running_container(command, busybox_root, options)
 
 

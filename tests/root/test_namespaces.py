@@ -11,7 +11,7 @@ import pytest
 from support.command import Firkin, execute
 from support.containers import refused, running
 from support.namespace_cases import *  # noqa: F403 - the tests that hold for everyone
-from support.namespace_cases import NEW, own
+from support.namespace_cases import DAEMONS, NEW, check_end, members, own
 from support.requires import need
 
 
@@ -91,6 +91,17 @@ def test_named_network_namespace(firkin: Firkin, busybox_root: Path, prefix: str
     done = execute([*inside, *run, "sh", "-c", look], env=firkin.env())
     name, *rest = done.stdout.split()
     assert rest == [name, "1"], done.stderr
+
+
+def test_no_process_outlives_the_command_in_a_joined_pid_namespace(
+    firkin: Firkin, busybox_root: Path
+) -> None:
+    with running(firkin, "--name", "first", image=busybox_root) as first:
+        options = ["--pid", "container:first"]
+        with running(firkin, *options, image=busybox_root, script=DAEMONS) as box:
+            assert box.namespace("pid") == first.namespace("pid")
+            check_end(box)
+        assert members("pid", first.namespace("pid")) == {first.pid}
 
 
 # ---------------------------------------------------------------- forbidden user namespaces

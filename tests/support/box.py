@@ -1,4 +1,4 @@
-"""A container of BusyBox that a test runs through the ``firkin`` command, and looks at from outside.
+"""A container of BusyBox that a test runs by the ``firkin`` command, and looks at from outside.
 
 ``support/cases_process.py`` and ``support/cases_terminal.py`` use it.
 """

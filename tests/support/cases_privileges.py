@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from support import leftovers
 from support.command import Firkin
 from support.running import Running
 
@@ -64,7 +65,7 @@ class Cases:
         with Running(firkin, busybox_root, *options.split()) as box:
             if "--init" in options:
                 # The reaper is pid 1; the command is its child.
-                box.pid = int(Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text())
+                box.pid = leftovers.descendants(box.process.pid)[-1]
             assert sets(box) == alike(expected)
 
     def test_every_capability(self, firkin: Firkin, busybox_root: Path) -> None:

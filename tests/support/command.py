@@ -17,6 +17,7 @@ from support import leftovers
 TIMEOUT = 60.0  # seconds; a run takes some tens of milliseconds
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Other users may not be able to read this tree; `tools/setup test` makes a copy that they can.
+SHARED_PYTHON = "/var/cache/firkin-test/venv/bin/python"
 SHARED_COMMAND = "/var/cache/firkin-test/venv/bin/firkin"
 
 

@@ -73,8 +73,9 @@ class Explainer:
                 self._write(f"# {process}: {why}")
             self._why = why
             answer = f" = {result}" if result else ""
-            call = f"{name}({arguments}){answer}"
-            line = f"{self._number:4} {milliseconds:8.3f} ms  {process:6} {call}"
+            call = f"{name}({arguments})"
+            # Results in one column where they fit, as strace has them.
+            line = f"{self._number:4} {milliseconds:8.3f} ms  {process:6} {call:<48}{answer}"
         self._write(line)
 
     def _write(self, line: str) -> None:

@@ -210,6 +210,8 @@ def _find_image(request: Request, maps: IdMaps | None) -> _Image:
     if not os.path.lexists(path):
         raise UsageError(f"cannot use image '{what.value}'", "no such file or folder")
     if os.path.isdir(path):
+        if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+            raise UsageError(f"cannot use image '{what.value}'", "Permission denied")
         return _Image([os.path.realpath(path)])
     if maps is None or os.geteuid() == 0 or maps.is_single():
         return _Image([store.Store(store_path).unpacked(path)])

@@ -101,6 +101,15 @@ class Run:
         signal_fd = signals.signalfd(_HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
         try:
             return self._run(signal_fd)
+        except OSError as error:
+            # A full disk, mostly; what can be said better was said where it happened.
+            on = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+            raise SetupError(
+                f"cannot use '{on}'" if on else "cannot make the container's files",
+                error.strerror or str(error),
+                errno=error.errno or 0,
+                path=on,
+            ) from error
         finally:
             os.close(signal_fd)
             signals.set_mask(old_mask)
@@ -186,7 +195,8 @@ class Run:
         """Open what the root of the container, an ordinary user outside, could not reach."""
         opened = self._opened
         for entry in plan.mounts:
-            if entry.kind == "bind":
+            # The container's cgroup is still to be made, and anyone may open it.
+            if entry.kind == "bind" and entry.fstype != "cgroup":
                 libc.because("a volume that only the host's root may open")
                 try:
                     tree = mount.open_tree(entry.source, recursive=entry.recursive)

@@ -87,7 +87,8 @@ def mount_all(plan: Plan, root: int) -> None:
 
 
 def _mount_in(entry: Mount, root: int) -> None:
-    libc.because(_REASONS.get(entry.fstype, "a volume: a part of the host, shown in the container"))
+    why = _PLACES.get(entry.destination) or _REASONS.get(entry.fstype)
+    libc.because(why or "a volume: a part of the host, shown in the container")
     if entry.kind == "symlink":
         parent, name = os.path.split(entry.destination)
         folder = paths.make_in_root(root, parent, "dir")
@@ -122,7 +123,15 @@ def _mount_in(entry: Mount, root: int) -> None:
             os.close(tree)
 
 
-# One line a file system type, for --explain.
+# One line a place, or else a file system type, for --explain.
+_PLACES = {
+    "/dev": "a /dev of the container's own, with few devices",
+    "/dev/shm": "shared memory of the container's own",  # noqa: S108
+    "/etc/hostname": "the name that the container was given",
+    "/etc/hosts": "localhost and the container's own name have addresses",
+    "/etc/resolv.conf": "names are looked up as on the host",
+    "/sys/fs/cgroup": "the container's own limits and readings, read-only",
+}
 _REASONS = {
     "proc": "programs see their own processes, not the host's",
     "sysfs": "devices and kernel settings, read-only",

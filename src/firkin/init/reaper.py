@@ -77,7 +77,7 @@ def run(
     command = clone.fork()
     if command == 0:
         os.close(signal_fd)
-        os.setsid()
+        libc.via(os.setsid)
         if terminal:
             pty.set_controlling(0)
         execute()

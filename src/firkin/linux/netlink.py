@@ -11,6 +11,7 @@ import struct
 
 # _socket rather than socket: the latter imports enum and selectors (6 ms).
 from _socket import socket
+from time import perf_counter
 
 from firkin.linux import libc
 
@@ -38,12 +39,19 @@ def loopback_up() -> None:
         header = struct.pack(
             "=IHHII", 16 + len(body), _RTM_NEWLINK, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0
         )
-        libc.via(_request, connection, header + body, "RTM_NEWLINK lo IFF_UP")
+        started = perf_counter()
+        shown = (connection.fileno(), "RTM_NEWLINK", "lo", "IFF_UP")
+        try:
+            _request(connection, header + body)
+        except OSError as error:
+            libc.tell("sendmsg", shown, error, started)
+            raise
+        libc.tell("sendmsg", shown, 0, started)
     finally:
         connection.close()
 
 
-def _request(connection: socket, message: bytes, _shown: str) -> None:
+def _request(connection: socket, message: bytes) -> None:
     connection.send(message)
     answer = connection.recv(4096)
     kind = struct.unpack_from("=IH", answer)[1]
@@ -52,6 +60,3 @@ def _request(connection: socket, message: bytes, _shown: str) -> None:
     number = -struct.unpack_from("=i", answer, 16)[0]
     if number:
         raise OSError(number, os.strerror(number))
-
-
-_request.__name__ = "sendmsg"

@@ -67,8 +67,7 @@ def open_ptmx(path: str | bytes, dir_fd: int | None = None) -> int:
         OSError: *path* cannot be opened.
         SetupError: *path* is something else than the kernel's ptmx.
     """
-    # O_NONBLOCK is for a FIFO in ptmx's place, which would hold the open for ever.
-    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
     fd: int = libc.via(os.open, path, flags, dir_fd=dir_fd)
     try:
         status = os.fstat(fd)
@@ -77,7 +76,6 @@ def open_ptmx(path: str | bytes, dir_fd: int | None = None) -> int:
             raise SetupError(
                 f"cannot make a terminal with {shown}", "not a ptmx device", path=shown
             )
-        os.set_blocking(fd, True)
         _call(fd, _TIOCSPTLCK, ctypes.byref(ctypes.c_int(0)), "TIOCSPTLCK", 0)
     except BaseException:
         os.close(fd)

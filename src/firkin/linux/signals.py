@@ -123,7 +123,7 @@ def set_mask(mask: int) -> int:
 
 def _change_mask(how: int, shown: str, mask: int) -> int:
     old = _Sigset()
-    libc.call("sigprocmask", _sigprocmask, how, _Sigset(mask), old, shown=(shown, f"{mask:#018x}"))
+    libc.call("sigprocmask", _sigprocmask, how, _Sigset(mask), old, shown=(shown, mask))
     return int(old[0])
 
 
@@ -168,7 +168,7 @@ def signalfd(signals: Iterable[int], flags: int = SFD_CLOEXEC) -> int:
         flags: SFD_CLOEXEC, SFD_NONBLOCK.
     """
     mask = mask_of(signals)
-    shown = (-1, f"{mask:#018x}", flags)
+    shown = (-1, mask, flags)
     return libc.call("signalfd", _signalfd, -1, _Sigset(mask), flags, shown=shown)
 
 

@@ -98,27 +98,39 @@ class State:
         self._directory = directory
         self.scratch = ""
         self.maps: IdMaps | None = None
-        if not self._make():
-            # A crash may have left it; then it is swept and the name is free.
-            _sweep(directory, [container_id], remove_scratch)
+        try:
             if not self._make():
-                raise UsageError(
-                    f"cannot use the name '{container_id}'", "a running container has it"
-                )
-        self._record = os.open(
-            os.path.join(self.path, _RECORD),
-            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
-            0o600,
-        )
+                # A crash may have left it; then it is swept and the name is free.
+                _sweep(directory, [container_id], remove_scratch)
+                if not self._make():
+                    raise UsageError(
+                        f"cannot use the name '{container_id}'", "a running container has it"
+                    )
+        except OSError as error:
+            raise SetupError(
+                f"cannot write to the state directory '{directory}'",
+                error.strerror or str(error),
+                "set FIRKIN_STATE to a folder of your own",
+                errno=error.errno or 0,
+                path=directory,
+            ) from error
 
     def _make(self) -> bool:
         """Make the folder and lock it; tell whether the name was free."""
         directory = _lock_directory(self._directory)
         try:
             os.mkdir(self.path, 0o711)
-            self._lock = os.open(
-                os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+            try:
+                self._lock, self._record = (
+                    os.open(os.path.join(self.path, name), flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    for name, flags in ((_LOCK, os.O_RDWR), (_RECORD, os.O_WRONLY | os.O_APPEND))
+                )
+            except OSError:
+                # Full: all or nothing.
+                for name in os.listdir(self.path):
+                    os.unlink(os.path.join(self.path, name))
+                os.rmdir(self.path)
+                raise
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         except FileExistsError:
             return False

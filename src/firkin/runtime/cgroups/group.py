@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from time import monotonic, sleep
 
 from firkin.errors import FirkinError, SetupError, Unsupported
 from firkin.linux import libc
@@ -264,8 +263,7 @@ class Cgroup:
                         libc.write_file(f"{path}/cgroup.procs", str(pid))
                     except ProcessLookupError:
                         continue  # ended meanwhile
-        libc.write_file(f"{path}/freezer.state", "FROZEN")
-        self._await(f"{path}/freezer.state", "FROZEN")
+        self._await(f"{path}/freezer.state", "FROZEN", freezer=True)
 
     def thaw(self) -> None:
         """Let all processes go on after :meth:`freeze`."""
@@ -387,13 +385,20 @@ class Cgroup:
             if value is not None and not (swapless and field == "memory.swap")
         ]
 
-    def _await(self, path: str, line: str) -> None:
-        """Wait until the file *path* has *line*."""
-        end = monotonic() + tree.PATIENCE
-        while line not in tree.read(path).splitlines():
-            if monotonic() > end:
-                raise SetupError(
-                    f"cannot wait for {line!r} in {path}",
-                    f"not so after {tree.PATIENCE:g} s: a process is in uninterruptible sleep",
-                )
-            sleep(0.001)
+    def _await(self, path: str, line: str, *, freezer: bool = False) -> None:
+        """Wait until the file *path* has *line*.
+
+        With *freezer*, by writing it: a v1 freezer in which processes are just forking
+        stays FREEZING, and needs to be told again, or thawed first (runc does the same).
+        """
+        for attempt, _ in enumerate(tree.pauses(tree.PATIENCE)):
+            if freezer:
+                if attempt % 8 == 7:
+                    libc.write_file(path, "THAWED")
+                libc.write_file(path, line)
+            if line in tree.read(path).splitlines():
+                return
+        raise SetupError(
+            f"cannot wait for {line!r} in {path}",
+            f"not so after {tree.PATIENCE:g} s: a process is in uninterruptible sleep",
+        )

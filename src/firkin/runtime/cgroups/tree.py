@@ -114,7 +114,7 @@ def pids(path: str) -> set[int]:
     return found
 
 
-def _pauses(patience: float) -> Iterator[None]:
+def pauses(patience: float) -> Iterator[None]:
     """Wait between attempts, short at first, until *patience* seconds have passed."""
     pause, end = 0.0002, monotonic() + patience
     while True:
@@ -213,7 +213,7 @@ def kill(path: str, patience: float = PATIENCE) -> None:
             continue
         at_once = file == "cgroup.kill"
         break
-    for _ in _pauses(patience):
+    for _ in pauses(patience):
         left = pids(path)
         if not left:
             return
@@ -272,7 +272,7 @@ def remove(path: str, patience: float = PATIENCE) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise
-    for _ in _pauses(patience):
+    for _ in pauses(patience):
         try:
             for directory, name in walk(path):
                 libc.via(os.rmdir, name, dir_fd=directory)
