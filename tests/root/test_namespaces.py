@@ -112,7 +112,7 @@ def test_forbidden_user_namespaces(firkin: Firkin, busybox_root: Path) -> None:
     before = Path("/proc/sys/user/max_user_namespaces").read_text()
     forbid = "echo 0 >/proc/sys/user/max_user_namespaces"
     # The second shell is root of the namespace, whose ids are mapped by then.
-    script = f"echo; read go; exec sh -c '{forbid}; exec \"$@\"' sh \"$@\""
+    script = f'echo; read go; exec sh -c \'{forbid}; exec "$@"\' sh "$@"'
     run = [firkin.command(), "run", "--userns", "auto", str(busybox_root), "true"]
     process = subprocess.Popen(
         ["unshare", "--user", "--mount", "sh", "-c", script, "sh", *run],

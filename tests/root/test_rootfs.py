@@ -131,7 +131,7 @@ def test_mounts_of_the_container_reach_the_host_only_where_asked_for(
     run = [*own, "-v", f"{tmp_path}:/v:{mode}", "--tmpfs", "/mnt", busybox_root, "sh", "-c", make]
     count = 'before=$(grep -vc inside /proc/self/mountinfo); "$@" || echo failed; '
     count += 'grep -c "$SRC/inside" /proc/self/mountinfo || true; '
-    count += 'echo $(($(grep -vc inside /proc/self/mountinfo) - before))'
+    count += "echo $(($(grep -vc inside /proc/self/mountinfo) - before))"
     done = in_mount_namespace(firkin, PREPARE + count, *run, source=tmp_path)
     assert done.stdout.split() == [str(reaches), "0"], done.stderr
 

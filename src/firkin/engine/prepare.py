@@ -12,12 +12,13 @@ import stat
 from firkin.engine import compose, resources
 from firkin.errors import SetupError, Unsupported, UsageError
 from firkin.image import hostbase, reference, store, users
-from firkin.linux import caps, paths
+from firkin.linux import caps, paths, signals
 from firkin.runtime import cgroups, seccomp, state
 from firkin.spec import defaults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from firkin.engine.request import Mount, Request, Source
@@ -214,15 +215,31 @@ def _find_image(request: Request, maps: IdMaps | None) -> _Image:
             raise UsageError(f"cannot use image '{what.value}'", "Permission denied")
         return _Image([os.path.realpath(path)])
     if maps is None or os.geteuid() == 0 or maps.is_single():
-        return _Image([store.Store(store_path).unpacked(path)])
+        return _Image([store.Store(store_path, unpack_in=_interruptible).unpacked(path)])
     from firkin.runtime import idmap
 
     # Unpacked by the ids of the container, so that each file has its owner.
     owners = "".join(f"u{a}x{b}x{n}" for a, b, n in maps.uids)
     unpacked = store.Store(
-        store_path, unpack_in=lambda function: idmap.run_mapped(maps, function), owners=owners
+        store_path,
+        unpack_in=lambda function: _interruptible(lambda: idmap.run_mapped(maps, function)),
+        owners=owners,
     )
     return _Image([unpacked.unpacked(path)])
+
+
+def _interruptible(function: Callable[[], None]) -> None:
+    """Call *function*, which may take long, with the signals that end programs let through.
+
+    They are blocked for the sake of a container that runs; there is none yet.
+    """
+    blocked = signals.block(())
+    ending = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP, signals.SIGQUIT)
+    signals.set_mask(blocked & ~signals.mask_of(ending))
+    try:
+        function()
+    finally:
+        signals.set_mask(blocked)
 
 
 def _scratch_directory() -> str:

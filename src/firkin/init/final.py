@@ -125,6 +125,15 @@ def limit_capabilities(plan: Plan) -> None:
         caps.set_ambient(ambient)
 
 
+def limit_reaper(plan: Plan) -> None:
+    """Leave pid 1 of ``--init`` the one right that it needs: to signal a command of any user."""
+    libc.because("the reaper passes signals on, and needs no other right")
+    caps.drop_bounding(0, plan.last_cap)
+    kill = caps.mask(("CAP_KILL",)) & plan.bounding
+    caps.set_caps(kill, kill, 0)
+    caps.prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+
+
 def find_command(plan: Plan) -> str:
     """Return the path of the command in the container, as ``execvp`` would find it.
 

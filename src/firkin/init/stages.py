@@ -264,7 +264,11 @@ def run_init(child: Child) -> None:
     from firkin.init import reaper
 
     final.close_files(child.plan)
-    reaper.run(lambda: _finish(child, FINAL), arguments=child.plan.arguments_area)
+    reaper.run(
+        lambda: _finish(child, FINAL),
+        lambda _pid: final.limit_reaper(child.plan),
+        arguments=child.plan.arguments_area,
+    )
 
 
 def drop_privileges(child: Child) -> None:

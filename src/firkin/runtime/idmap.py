@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from firkin.errors import SetupError, Unsupported
-from firkin.linux import clone, libc
+from firkin.linux import caps, clone, libc, signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # (first id inside, first id outside, how many)
 Mapping = tuple[int, int, int]
+
+_PR_SET_PDEATHSIG = 1
 
 # One more than the highest id that an image may sensibly use; what Docker's
 # and podman's documentation ask an administrator to hand out.
@@ -257,13 +259,16 @@ def run_mapped(maps: IdMaps, function: Callable[[], Any]) -> None:
             os.close(ready_writer)
         with os.fdopen(error_reader, "rb", closefd=False) as file:
             message = file.read().decode(errors="replace")
+    except BaseException:
+        signals.pidfd_send_signal(pidfd, signals.SIGKILL)
+        raise
     finally:
         os.close(error_reader)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
     if status:
-        what, _, why = message.partition("\0")
-        raise SetupError(what or "cannot work in a user namespace", why or f"status {status}")
+        what, why, mend = (*message.split("\0"), "", "")[:3]
+        raise SetupError(what or "cannot work in a user namespace", why or f"status {status}", mend)
 
 
 def _run_mapped_child(
@@ -277,11 +282,13 @@ def _run_mapped_child(
                 os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
+            caps.prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signals.SIGKILL)
             function()
             status = 0
     except BaseException as error:
         what = getattr(error, "what", type(error).__name__)
         why = getattr(error, "why", str(error))
-        os.write(errors, f"{what}\0{why}".encode(errors="replace")[:4096])
+        mend = getattr(error, "mend", "")
+        os.write(errors, f"{what}\0{why}\0{mend}".encode(errors="replace")[:4096])
     finally:
         os._exit(status)
