@@ -37,7 +37,8 @@ def test_seccomp_alone_does_not_protect(firkin: Firkin) -> None:
     # Without the filter, the lack of CAP_SYS_ADMIN refuses the same.
     done = inside(firkin, "--security-opt", "seccomp=unconfined", code=OPEN)
     assert "mounted" not in done.stdout
-    assert done.stdout.count("EPERM") == 10, done.stdout
+    # Nine or ten: not every kernel has /proc/kcore to unmount.
+    assert done.stdout.count("EPERM") >= 9, done.stdout
 
 
 def test_privileged_can(firkin: Firkin) -> None:

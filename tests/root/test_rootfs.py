@@ -43,9 +43,10 @@ def test_files_of_the_host_are_not_there(firkin: Firkin, markers: list[Path]) ->
 def test_an_image_of_root_run_by_an_ordinary_user(firkin: Firkin, busybox_root: Path) -> None:
     need("user:firkin-test")
     before = digest(busybox_root)
-    script = "touch /new /tmp/new; ls -A /new /tmp; rm -r /home 2>/dev/null; true"
+    # Below / only: the image's own folders belong to an id that the container lacks.
+    script = "touch /new && ls -A /new; rm -r /home 2>/dev/null; true"
     done = firkin("run", busybox_root, "sh", "-c", script, user="firkin-test")
-    assert (done.returncode, done.stdout) == (0, "/new\n\n/tmp:\nnew\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "/new\n"), done.stderr
     assert digest(busybox_root) == before
 
 

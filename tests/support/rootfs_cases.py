@@ -72,7 +72,8 @@ def test_standard_mounts(firkin: Firkin, busybox_root: Path) -> None:
     with running(firkin, image=busybox_root) as box:
         mounts = box.mounts()
     assert {path: mounts[path][1] for path in STANDARD} == STANDARD
-    for path in ("/sys", "/sys/fs/cgroup"):
+    cgroups = [path for path in mounts if path.startswith("/sys/fs/cgroup")]
+    for path in ("/sys", *cgroups):
         assert "ro" in mounts[path][0].split(","), path
     for path in STANDARD:
         assert "nosuid" in mounts[path][0].split(","), path
@@ -106,11 +107,11 @@ SETTINGS = (
 
 def test_kernel_settings_are_read_only(firkin: Firkin, busybox_root: Path) -> None:
     # Opened for writing, and nothing written, should it come to that.
-    script = "for f in $0 $@; do [ ! -e ${f%/*} ] || (: >>$f) 2>&1; done"
-    lines = firkin("run", busybox_root, "sh", "-c", script, *SETTINGS).stdout.splitlines()
-    assert len(lines) >= 5
-    for line in lines:
-        assert line.endswith(("Read-only file system", "Permission denied")), line
+    script = "for f; do (: >>$f) 2>&1; echo $?; done"
+    done = firkin("run", busybox_root, "sh", "-c", script, "sh", *SETTINGS)
+    lines = done.stdout.splitlines()
+    assert lines.count("1") == len(SETTINGS), done.stdout
+    assert sum(line.endswith("Read-only file system") for line in lines) >= 3
 
 
 def test_masked_paths_are_empty(firkin: Firkin, busybox_root: Path) -> None:
@@ -244,15 +245,14 @@ def test_two_unpack_one_archive_at_once(firkin: Firkin, busybox_root: Path, tmp_
 
 
 def test_writes_to_the_host_base_vanish(firkin: Firkin) -> None:
-    script = "touch /usr/bin/new /etc/new /home/new /new && rm /usr/bin/env && ls /usr/bin/new"
-    assert shell(firkin, "host", script) == ["/usr/bin/new"]
-    assert not os.path.exists("/usr/bin/new")
-    assert os.path.exists("/usr/bin/env")
-    assert shell(firkin, "host", "ls /usr/bin/new 2>&1; ls /home /root")[1:] == [
-        "/home:",
-        "",
-        "/root:",
-    ]
+    names = ["/etc/new", "/home/new", "/new", "/root/new", "/tmp/new"]
+    # An ordinary user's container can't write where the host's root owns the folder.
+    names += ["/usr/bin/new", "/opt/new"] if os.geteuid() == 0 else []
+    script = f"touch {' '.join(names)} && rm /etc/passwd && ls {' '.join(names)}"
+    assert shell(firkin, "host", script) == sorted(names)
+    script = f"ls {' '.join(names)} 2>/dev/null; ls /etc/passwd"
+    assert shell(firkin, "host", script) == ["/etc/passwd"]
+    assert not any(os.path.exists(name) for name in names)
 
 
 def test_the_host_base_runs_python(firkin: Firkin) -> None:
@@ -308,7 +308,8 @@ def test_volumes(firkin: Firkin, busybox_root: Path, tmp_path: Path) -> None:
     for name in ("rw", "ro"):
         (tmp_path / name).mkdir()
     options = ["-v", f"{tmp_path}/rw:/rw", "-v", f"{tmp_path}/ro:/ro:ro", busybox_root]
-    script = "echo hello >/rw/new; touch /ro/new 2>&1; mount -o remount,rw,bind /ro 2>/dev/null; touch /ro/x 2>/dev/null; true"
+    script = "echo hello >/rw/new; touch /ro/new 2>&1; "
+    script += "mount -o remount,rw,bind /ro 2>/dev/null; touch /ro/x 2>/dev/null; true"
     assert shell(firkin, *options, script) == ["touch: /ro/new: Read-only file system"]
     assert (tmp_path / "rw/new").read_text() == "hello\n"
     assert (tmp_path / "rw/new").stat().st_uid == os.getuid()

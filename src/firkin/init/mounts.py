@@ -302,10 +302,14 @@ def pivot(root: int, propagation: int) -> None:
             own making, or 0.
     """
     libc.because("the container's root becomes /; the host's root lies below it for a moment")
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     libc.via(os.fchdir, root)
     mount.pivot_root(".", ".")
     libc.because("nothing of the host's tree is reachable any more")
-    # The old root is at "." now; as a slave first, lest the detach travel to the host.
+    # The old root lies on "/" now, but "." is still the new one, whose volumes may be shared.
+    libc.via(os.fchdir, old)
+    os.close(old)
+    # As a slave first, lest the detach travel to the host.
     mount.mount("", ".", "", mount.MS_SLAVE | mount.MS_REC)
     mount.umount_detach(".")
     libc.via(os.chdir, "/")

@@ -132,6 +132,10 @@ def compile_plan(
     if seccomp is not None:
         plan.seccomp = Filter(seccomp, seccomp_flags).load
     plan.init = (config.get("annotations") or {}).get(INIT_ANNOTATION) == "true"
+    if plan.init and not plan.new_user and plan.bounding & caps.mask(("CAP_SYS_PTRACE",)):
+        # Undumpable does not keep the reaper from a root with this capability, which
+        # would open /proc/1/exe, the host's Python (CVE-2019-5736).
+        plan.masked += ("/proc/1",)
     return plan
 
 
