@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,9 +73,7 @@ print(tried(os.readlink, "/proc/1/exe"), [
 @pytest.mark.parametrize("options", [[], ["--cap-add", "SYS_PTRACE"], ["--userns", "auto"]])
 def test_the_reaper_at_pid_1_gives_no_handle(firkin: Firkin, options: list[str]) -> None:
     done = inside(firkin, "--init", *options, code=WRITE)
-    answer = done.stdout.strip()
-    if options == ["--cap-add", "SYS_PTRACE"]:
-        # That capability opens every process of the container: but for writing, which matters.
-        assert "'ETXTBSY'" in answer or "'EROFS'" in answer or "'EACCES'" in answer, answer
-    else:
-        assert answer == "EACCES ['EACCES', 'EACCES', 'EACCES']", done.stderr
+    # Not even for reading: such a handle could be opened for writing once pid 1 has ended.
+    answers = set(re.findall("E[A-Z]+", done.stdout))
+    assert answers <= {"EACCES", "ENOENT"}, done.stdout
+    assert len(re.findall("E[A-Z]+", done.stdout)) == 4, done.stdout + done.stderr

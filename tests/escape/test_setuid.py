@@ -11,25 +11,30 @@ from support.command import Firkin
 
 
 @pytest.fixture
-def setuid_root(own_root: Path) -> Path:
-    shutil.copy(own_root / "bin/busybox", own_root / "bin/busybox-of-root")
-    (own_root / "bin/busybox-of-root").chmod(0o6755)
-    return own_root
+def program(debian_root: Path, tmp_path: Path) -> Path:
+    """A grep that runs as root, whoever calls it."""
+    shutil.copy(debian_root / "usr/bin/grep", tmp_path / "grep")
+    (tmp_path / "grep").chmod(0o6755)
+    return tmp_path / "grep"
 
 
-def who(firkin: Firkin, root: Path, *options: str) -> list[str]:
-    script = "/bin/busybox-of-root grep -E '^(Uid|CapEff)' /proc/self/status"
-    done = firkin("run", "-u", "alice", *options, root, "sh", "-c", script)
+def who(firkin: Firkin, debian_root: Path, program: Path, *options: str) -> list[str]:
+    command = ["/grep", "-E", "^(Uid|CapEff)", "/proc/self/status"]
+    volume = ["-v", f"{program}:/grep"]
+    done = firkin("run", "-u", "1000", *volume, *options, debian_root, *command)
     return done.stdout.replace("\t", " ").splitlines()
 
 
 @pytest.mark.parametrize("options", [[], ["--init"], ["--cap-add", "ALL"]])
-def test_it_gives_nothing(firkin: Firkin, setuid_root: Path, options: list[str]) -> None:
-    lines = who(firkin, setuid_root, *options)
+def test_it_gives_nothing(
+    firkin: Firkin, debian_root: Path, program: Path, options: list[str]
+) -> None:
+    lines = who(firkin, debian_root, program, *options)
     assert lines == ["Uid: 1000 1000 1000 1000", "CapEff: 0000000000000000"]
 
 
-def test_it_does_where_that_is_asked_for(firkin: Firkin, setuid_root: Path) -> None:
-    lines = who(firkin, setuid_root, "--security-opt", "no-new-privileges=false")
+def test_it_does_where_that_is_asked_for(firkin: Firkin, debian_root: Path, program: Path) -> None:
+    option = ["--security-opt", "no-new-privileges=false"]
+    lines = who(firkin, debian_root, program, *option)
     assert lines[0] == "Uid: 1000 0 0 0"
     assert lines[1] != "CapEff: 0000000000000000"

@@ -1,4 +1,4 @@
-"""What the exploits of ``tests/escape`` have in common: system calls from Python, in a container."""
+"""What the exploits of ``tests/escape`` have in common: system calls from Python."""
 
 from __future__ import annotations
 

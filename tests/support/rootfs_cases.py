@@ -111,7 +111,7 @@ def test_kernel_settings_are_read_only(firkin: Firkin, busybox_root: Path) -> No
     done = firkin("run", busybox_root, "sh", "-c", script, "sh", *SETTINGS)
     lines = done.stdout.splitlines()
     assert lines.count("1") == len(SETTINGS), done.stdout
-    assert sum(line.endswith("Read-only file system") for line in lines) >= 3
+    assert any(line.endswith("Read-only file system") for line in lines)
 
 
 def test_masked_paths_are_empty(firkin: Firkin, busybox_root: Path) -> None:

@@ -275,7 +275,7 @@ def _filesystem(path: str) -> int:
 def _make_scratch(record: state.State, image: _Image, maps: IdMaps | None) -> str:
     scratch = os.path.join(_scratch_directory(), record.id)
     record.record_scratch(scratch, maps)
-    names = ["etc", "upper", "work", *_overlay_folders(image)]
+    names = ["upper", "work", *_overlay_folders(image)]
     mapped = maps is not None and os.geteuid() == 0
     try:
         os.mkdir(scratch, 0o711)
@@ -374,7 +374,7 @@ def _root(image: _Image, scratch: str, *, in_userns: bool, mapped: bool) -> comp
         {
             "destination": f"/etc/{name}",
             "type": "bind",
-            "source": os.path.join(scratch, "etc", name),
+            "source": os.path.join(scratch, name),
             "options": ["bind"],
         }
         for name in ("hosts", "hostname", "resolv.conf")
@@ -548,7 +548,7 @@ def _write_etc(
         "resolv.conf": resolv or _read("/etc/resolv.conf"),
     }
     for name, text in texts.items():
-        path = os.path.join(scratch, "etc", name)
+        path = os.path.join(scratch, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(fd, 0o644)
