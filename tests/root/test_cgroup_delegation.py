@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from firkin.runtime.cgroups import detect, remove_paths
+from support.command import SHARED_PYTHON
 from support.requires import need
 
 PATIENCE = 30.0  # seconds
@@ -56,7 +56,7 @@ def as_ordinary_user(path: str, resources: str, place: Callable[[int], None]) ->
     need("user:firkin-test")
     user = pwd.getpwnam("firkin-test")
     with subprocess.Popen(
-        [sys.executable, "-c", USER, path, resources],
+        [SHARED_PYTHON, "-c", USER, path, resources],
         user=user.pw_uid,
         group=user.pw_gid,
         extra_groups=[],

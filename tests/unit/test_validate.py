@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from firkin.spec import rules
 from firkin.spec.kinds import Array, Map, Object
 from firkin.spec.schema import CONFIG
 from firkin.spec.validate import MAX_DEPTH, MAX_SIZE, parse, validate
+from support.requires import need, requires
 
 REFERENCE = Path(__file__).parents[1] / "data" / "runtime-spec"
 GOOD = sorted((REFERENCE / "test" / "config" / "good").glob("*.json"))
@@ -646,8 +646,7 @@ def test_sysctl_path(key, path):
     ids=" ".join,
 )
 def test_what_other_runtimes_write(command, tmp_path):
-    if not shutil.which(command[0]):
-        pytest.skip(f"{command[0]} is not installed")
+    need(f"program:{command[0]}")
     subprocess.run(command, cwd=tmp_path, check=True)
     validate(parse((tmp_path / "config.json").read_bytes(), "config.json"))
 
@@ -667,8 +666,7 @@ def test_what_other_runtimes_write(command, tmp_path):
         (("uts",), {"linux": {"seccomp": {"defaultAction": "SCMP_ACT_NO"}}}, ".defaultAction"),
     ],
 )
-@pytest.mark.skipif(os.geteuid() != 0, reason="runc create needs root")
-@pytest.mark.skipif(not shutil.which("runc"), reason="runc is not installed")
+@requires("root", "program:runc")
 def test_runc_refuses_it_too(namespaces, change, field, tmp_path):
     linux = {"namespaces": [{"type": name} for name in (*namespaces, "mount", "pid")]}
     if "maskedPaths" in change.get("linux", {}):
@@ -713,7 +711,7 @@ def test_runc_refuses_it_too(namespaces, change, field, tmp_path):
         [(i, i, 1) for i in range(341)],
     ],
 )
-@pytest.mark.skipif(os.geteuid() != 0, reason="writing such maps needs root")
+@requires("root")
 def test_the_kernel_agrees_on_id_mappings(rows):
     config = changed("linux/uidMappings", mappings(*rows))
     text = "".join(f"{inside} {outside} {size}\n" for inside, outside, size in rows)
