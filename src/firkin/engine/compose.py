@@ -167,7 +167,7 @@ def compose(
     request.check()
     userns = _user_namespace(request, machine)
     linux: dict[str, Any] = {"namespaces": _namespaces(request, userns)}
-    if machine.uid_mappings is not None:
+    if machine.uid_mappings is not None and userns is not None and "path" not in userns:
         linux["uidMappings"] = list(machine.uid_mappings)
         linux["gidMappings"] = list(machine.gid_mappings or ())
     if request.time_offsets:

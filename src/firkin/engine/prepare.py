@@ -12,7 +12,7 @@ import stat
 from firkin.engine import compose, resources
 from firkin.errors import SetupError, Unsupported, UsageError
 from firkin.image import hostbase, reference, store, users
-from firkin.linux import caps, paths, signals
+from firkin.linux import caps, ns, paths, signals
 from firkin.runtime import cgroups, seccomp, state
 from firkin.spec import defaults
 
@@ -106,8 +106,8 @@ def user_maps(request: Request) -> IdMaps | None:
     """
     mode = request.userns[0] if request.userns else ""
     uid = os.geteuid()
-    if mode in ("path", "container"):
-        return None
+    if mode == "path":
+        return _joined_maps(request.userns[1] if request.userns else "")
     if mode == "host" or (not mode and uid == 0):
         if uid != 0:
             raise Unsupported(
@@ -119,6 +119,19 @@ def user_maps(request: Request) -> IdMaps | None:
     from firkin.runtime import idmap
 
     return idmap.choose(mode or "auto", uid, os.getegid())
+
+
+def _joined_maps(path: str) -> IdMaps:
+    from firkin.runtime import idmap
+
+    try:
+        return idmap.of_namespace(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot set --userns to '{path}'",
+            error.strerror or str(error),
+            "only its owner's rights allow to join it, and it must not be the caller's own",
+        ) from None
 
 
 def remove_scratch(path: str, maps: IdMaps | None) -> None:
@@ -141,6 +154,7 @@ def prepare(request: Request, record: state.State) -> Prepared:
     """
     if request.bundle is not None:
         return _bundle(request, record.id)
+    _find_namespaces(request)
     maps = user_maps(request)
     image = _find_image(request, maps)
     layout = cgroups.detect()
@@ -171,6 +185,7 @@ def describe(request: Request) -> dict[str, Any]:
     Raises:
         FirkinError: as :func:`prepare`.
     """
+    _find_namespaces(request)
     maps = user_maps(request)
     image = _find_image(request, maps)
     layout = cgroups.detect()
@@ -408,7 +423,6 @@ def _compose(
         masked_paths=_thermal_throttle(),
     )
     user = _user(request, image)
-    _join_containers(request)
     return compose.compose(request, root, machine, user)
 
 
@@ -467,23 +481,34 @@ def _user(request: Request, image: _Image) -> users.User:
     return user
 
 
-def _join_containers(request: Request) -> None:
-    """Turn ``container:ID`` into the path of that container's namespace."""
-    directory = state.default_directory()
+# The option, the request's field, and the kernel's name of what it chooses.
+_NAMESPACES = (
+    ("--pid", "pid", "pid"),
+    ("--ipc", "ipc", "ipc"),
+    ("--uts", "uts", "uts"),
+    ("--net", "network", "net"),
+    ("--cgroupns", "cgroupns", "cgroup"),
+    ("--userns", "userns", "user"),
+)
 
-    def resolve(source: Source, file: str) -> Source:
-        if source[0] != "container":
-            return source
-        pid = state.find_pid(directory, source[1])
-        return ("path", f"/proc/{pid}/ns/{file}")
 
-    request.pid = resolve(request.pid, "pid")
-    request.ipc = resolve(request.ipc, "ipc")
-    request.uts = resolve(request.uts, "uts")
-    request.network = resolve(request.network, "net")
-    request.cgroupns = resolve(request.cgroupns, "cgroup")
-    if request.userns is not None:
-        request.userns = resolve(request.userns, "user")
+def _find_namespaces(request: Request) -> None:
+    """Turn ``container:ID`` into the path of that container's namespace, and check all paths."""
+    for option, field, file in _NAMESPACES:
+        source: Source | None = getattr(request, field)
+        if source is None or source[0] not in ("container", "path"):
+            continue
+        path = source[1]
+        if source[0] == "container":
+            pid = state.find_pid(state.default_directory(), path)
+            path = f"/proc/{pid}/ns/{file}"
+            setattr(request, field, ("path", path))
+        flag = next(flag for _, name, flag in ns.NAMESPACES if name == file)
+        try:
+            os.close(ns.open_namespace(path, flag))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise UsageError(f"cannot set {option} to '{path}'", why or "") from None
 
 
 def _cgroup_path(container_id: str) -> str:

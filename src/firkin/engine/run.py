@@ -62,6 +62,7 @@ class Run:
 
     __slots__ = (
         "_cgroup",
+        "_mount_namespace",
         "_opened",
         "_prepared",
         "_request",
@@ -81,6 +82,8 @@ class Run:
         self._opened = compiler.Opened()
         # Whether the end of the first process is not the end of all.
         self._shares_pids = False
+        # The id of the container's mount namespace, where that is what finds its processes.
+        self._mount_namespace = 0
         self.timed_out = False
         self.on_debug: Callable[[list[str]], None] | None = None
 
@@ -177,14 +180,18 @@ class Run:
         if self._shares_pids:
             libc.because("what the command leaves behind becomes our child, to be ended")
             caps.prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
+            plan.watch_members = not cgroup.paths()
         start = launch.Launch(plan, cgroup)
         if prepared.maps is not None:
-            start.maps = prepared.maps
-            plan.set_groups = os.geteuid() == 0 or not prepared.maps.is_single()
+            if plan.new_user:
+                start.maps = prepared.maps
+            can_deny = os.geteuid() != 0 or plan.joined_user
+            plan.set_groups = not (can_deny and prepared.maps.is_single())
             if os.geteuid() == 0:
                 self._open_for_mapped(plan, prepared)
         start.oom_score_adj = prepared.config["process"].get("oomScoreAdj")
         start.on_pid = lambda pid: record.record("pid", f"{pid} {state.started(pid)}")
+        start.on_ready = self._note_members
         start.on_debug = self.on_debug
         if plan.terminal:
             plan.window = _window() if plan.window == (0, 0) else plan.window
@@ -228,6 +235,11 @@ class Run:
                 errno=error.errno or 0,
             ) from error
         plan.root_tree_fd = tree
+
+    def _note_members(self, mount_namespace: int) -> None:
+        if mount_namespace and self._state is not None:
+            self._mount_namespace = mount_namespace
+            self._state.record("mntns", str(mount_namespace))
 
     def _attach(self, master: int) -> None:
         from firkin.runtime.terminal import Terminal
@@ -303,6 +315,7 @@ class Run:
             if self._cgroup is not None:
                 self._cgroup.kill()
             _kill_orphans()
+            state.kill_members(self._mount_namespace)
 
     def _clean(self) -> None:
         """Undo everything, in reverse; all of it, even when a part fails."""

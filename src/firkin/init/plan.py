@@ -75,6 +75,7 @@ class Plan:
         "inheritable",
         "init",
         "into_cgroup",
+        "joined_user",
         "joins",
         "keep_fds",
         "last_cap",
@@ -102,6 +103,7 @@ class Plan:
         "uid",
         "umask",
         "unshare_flags",
+        "watch_members",
         "window",
     )
 
@@ -110,7 +112,9 @@ class Plan:
         self.clone_flags = 0  # made by the clone itself
         self.unshare_flags = 0  # made by the child, while the parent works on its cgroup
         self.new_user = False
+        self.joined_user = False
         self.new_cgroup = False
+        self.watch_members = False  # tell the parent the id of the mount namespace
         self.joins: tuple[tuple[int, int, str], ...] = ()  # (descriptor, flag, path)
         # v1: descriptors of the ``tasks`` files to write "0" to, to move in
         self.cgroup_entries: tuple[int, ...] = ()

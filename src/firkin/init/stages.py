@@ -40,7 +40,7 @@ def preload(plan: Plan) -> None:
 class Child:
     """What the steps hand on to each other."""
 
-    __slots__ = ("channel", "empty", "null", "path", "plan", "root")
+    __slots__ = ("channel", "empty", "mount_namespace", "null", "path", "plan", "root")
 
     def __init__(self, plan: Plan, channel: Channel) -> None:
         self.plan = plan
@@ -48,6 +48,7 @@ class Child:
         self.root = -1  # the container's root, before the pivot
         self.null = self.empty = -1  # what masked paths are covered with
         self.path = ""  # of the command
+        self.mount_namespace = 0  # its id, where the parent wants to know
 
 
 def begin(child: Child) -> None:
@@ -110,8 +111,8 @@ def join_namespaces(child: Child) -> None:
 def become_root(child: Child) -> None:
     """In a user namespace: be its root, and enter the other namespaces as that."""
     plan = child.plan
-    if plan.new_user:
-        libc.because("root inside the new user namespace, nobody outside of it")
+    if plan.new_user or plan.joined_user:
+        libc.because("root inside the user namespace, nobody outside of it")
         if plan.set_groups:
             libc.via(os.setgroups, [])
         libc.via(os.setresgid, 0, 0, 0)
@@ -173,6 +174,8 @@ def build_root(child: Child) -> None:
     plan = child.plan
     if not plan.root:
         return
+    if plan.watch_members:
+        child.mount_namespace = ns.mount_namespace_id("self")
     libc.because("what masked paths are covered with")
     child.null, child.empty = mounts.prepare_masks(plan)
     child.root = mounts.enter_root(plan)
@@ -253,7 +256,7 @@ def wait_for_go(child: Child) -> None:
     """Tell the parent that only the command is missing; it sets the memory limit."""
     if child.plan.null_fd >= 0 and not child.plan.terminal:
         os.dup2(child.plan.null_fd, 0)
-    child.channel.send(protocol.READY)
+    child.channel.send(protocol.READY, str(child.mount_namespace))
     child.channel.expect(protocol.GO)
 
 

@@ -42,6 +42,7 @@ _FLAG_NAMES = {
 
 NSFS_MAGIC = 0x6E736673
 _NS_GET_NSTYPE = 0xB703
+_NS_GET_MNTNS_ID = 0x8008B705
 
 _unshare = libc.function("unshare", ctypes.c_int)
 _setns = libc.function("setns", ctypes.c_int, ctypes.c_int)
@@ -91,6 +92,28 @@ def open_namespace(path: str, flag: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def mount_namespace_id(process: int | str) -> int:
+    """Return the id of a process's mount namespace; unlike the inode's, never used again.
+
+    Args:
+        process: a pid, or ``self``.
+
+    Returns:
+        0 where the kernel has no such ids (before Linux 6.11).
+
+    Raises:
+        OSError: there is no such process, or it is not ours to look at.
+    """
+    found = ctypes.c_uint64(0)
+    fd = os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _ioctl(fd, _NS_GET_MNTNS_ID, ctypes.addressof(found)) == -1:
+            return 0
+    finally:
+        os.close(fd)
+    return found.value
 
 
 def sethostname(name: str) -> None:

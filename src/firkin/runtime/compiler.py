@@ -170,6 +170,7 @@ def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opene
         joins[kind] = (fd, flag, path)
     plan.joins = tuple(joins[kind] for kind, _, _ in ns.NAMESPACES if kind in joins)
     plan.new_user = bool(new & clone.CLONE_NEWUSER)
+    plan.joined_user = "user" in joins
     plan.new_cgroup = bool(new & clone.CLONE_NEWCGROUP)
     # These two must be there from the first moment: the user namespace owns the
     # others, and a process enters a PID namespace only by being born in it.

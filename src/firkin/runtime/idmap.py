@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from firkin.errors import SetupError, Unsupported
-from firkin.linux import caps, clone, libc, signals
+from firkin.linux import caps, clone, libc, ns, signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -233,6 +233,50 @@ def holder(maps: IdMaps) -> int:
         os.close(writer)
         os.close(pidfd)
         os.waitpid(pid, 0)
+
+
+def of_namespace(path: str) -> IdMaps:
+    """Return the maps of the user namespace that *path* names.
+
+    The kernel shows the maps of processes, not of namespaces: a child goes there.
+
+    Raises:
+        OSError, ValueError: it is no user namespace, or not ours to join.
+    """
+    fd = ns.open_namespace(path, clone.CLONE_NEWUSER)
+    joined_reader, joined_writer = os.pipe()
+    end_reader, end_writer = os.pipe()
+    pid, pidfd = clone.clone(0)
+    if pid == 0:
+        try:
+            os.close(end_writer)
+            ns.setns(fd, clone.CLONE_NEWUSER, path)
+            os.write(joined_writer, b"\0")
+            os.read(end_reader, 1)
+        except OSError as error:
+            os.write(joined_writer, bytes([min(error.errno or 255, 255)]))
+        finally:
+            os._exit(0)
+    os.close(joined_writer)
+    os.close(end_reader)
+    try:
+        number = (os.read(joined_reader, 1) or b"\x05")[0]
+        if number:
+            raise OSError(number, os.strerror(number), path)
+        return IdMaps(*(_read_map(f"/proc/{pid}/{kind}_map") for kind in ("uid", "gid")))
+    finally:
+        for descriptor in (fd, joined_reader, end_writer, pidfd):
+            os.close(descriptor)
+        os.waitpid(pid, 0)
+
+
+def _read_map(path: str) -> list[Mapping]:
+    mappings = []
+    with open(path) as file:
+        for line in file:
+            inside, outside, count = (int(word) for word in line.split())
+            mappings.append((inside, outside, count))
+    return mappings
 
 
 def run_mapped(maps: IdMaps, function: Callable[[], Any]) -> None:

@@ -40,11 +40,22 @@ class Launch:
         oom_score_adj: -1000 … 1000, or None to leave it.
         on_pid: called with the pid of the container's first process, before it
             has done anything; what it records is there for a sweep.
+        on_ready: called before the command is started, with the id of the
+            container's mount namespace if ``plan.watch_members``, else 0.
         on_console: called with the master of the container's terminal.
         on_debug: called with each kernel call that the child tells of.
     """
 
-    __slots__ = ("cgroup", "maps", "on_console", "on_debug", "on_pid", "oom_score_adj", "plan")
+    __slots__ = (
+        "cgroup",
+        "maps",
+        "on_console",
+        "on_debug",
+        "on_pid",
+        "on_ready",
+        "oom_score_adj",
+        "plan",
+    )
 
     def __init__(self, plan: Plan, cgroup: Cgroup | NoCgroup) -> None:
         self.plan = plan
@@ -52,6 +63,7 @@ class Launch:
         self.maps: IdMaps | None = None
         self.oom_score_adj: int | None = None
         self.on_pid: Callable[[int], None] | None = None
+        self.on_ready: Callable[[int], None] | None = None
         self.on_console: Callable[[int], None] | None = None
         self.on_debug: Callable[[list[str]], None] | None = None
 
@@ -207,6 +219,8 @@ class _Start:
             elif kind == protocol.READY and not gone:
                 # Not before: the child's own Python would count against a small limit.
                 launch.cgroup.apply_memory()
+                if launch.on_ready is not None:
+                    launch.on_ready(int(fields[0]))
                 gone = True
                 self._send(protocol.GO)
             elif kind == protocol.ERROR:

@@ -11,6 +11,7 @@ the thing it names is made::
     scratch /var/lib/firkin/containers/0123…
     maps 0:100000:65536 0:100000:65536
     pid 4711 8123345
+    mntns 4026531841
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import stat
 
 from firkin.errors import FirkinError, SetupError, UsageError
-from firkin.linux import signals
+from firkin.linux import ns, signals
 from firkin.runtime import cgroups
 
 TYPE_CHECKING = False
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
     # Removes a scratch folder, in a user namespace with the maps if there are some.
     RemoveScratch = Callable[[str, IdMaps | None], None]
+
+# How often processes are looked for that multiply while they are killed.
+_ROUNDS = 1000
 
 _LOCK = "lock"
 _RECORD = "record"
@@ -293,6 +297,9 @@ def _undo(path: str, remove_scratch: RemoveScratch) -> None:
             maps = IdMaps(uids, gids)
     cgroups.remove_paths([value for kind, value in entries if kind == "cgroup"])
     for kind, value in entries:
+        if kind == "mntns":
+            kill_members(int(value))
+    for kind, value in entries:
         if kind == "scratch":
             remove_scratch(value, maps)
 
@@ -301,6 +308,37 @@ def _check_scratch(path: str, container_id: str) -> None:
     """Refuse to remove what is not the scratch folder of *container_id*."""
     if os.path.normpath(path) != path or not path.endswith(f"/containers/{container_id}"):
         raise SetupError(f"cannot remove '{path}'", f"not a folder of container {container_id}")
+
+
+def kill_members(mount_namespace: int) -> None:
+    """Kill every process whose mount namespace has the id *mount_namespace*, and wait.
+
+    For a container without a cgroup in a PID namespace that it shares: its mount
+    namespace is what its processes have in common.
+    """
+    if not mount_namespace:
+        return
+    for _ in range(_ROUNDS):
+        found = [pid for pid in _pids() if _is_member(pid, mount_namespace)]
+        if not found:
+            return
+        for pid in found:
+            try:
+                _kill(pid, started(pid))
+            except OSError:
+                continue
+    raise SetupError("cannot end the container", "its processes multiply faster than they die")
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _is_member(pid: int, mount_namespace: int) -> bool:
+    try:
+        return ns.mount_namespace_id(pid) == mount_namespace
+    except OSError:
+        return False
 
 
 def _kill(pid: int, start: int) -> None:
