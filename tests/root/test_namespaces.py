@@ -52,6 +52,20 @@ def test_root_keeps_its_id(firkin: Firkin, busybox_root: Path) -> None:
         assert box.output == ["0"]
 
 
+@pytest.mark.parametrize("by", ["name", "path"])
+def test_joined_user_namespace(firkin: Firkin, busybox_root: Path, by: str) -> None:
+    options = ["--userns", "auto", "--name", "first"]
+    with running(firkin, *options, image=busybox_root) as first:
+        source = "container:first" if by == "name" else f"/proc/{first.pid}/ns/user"
+        script = "id -u; stat -c %u / /bin; touch /new && stat -c %u /new"
+        with running(firkin, "--userns", source, image=busybox_root, script=script) as other:
+            assert other.namespace("user") == first.namespace("user") != own("user")
+            assert other.namespace("mnt") != first.namespace("mnt")
+            assert other.read("uid_map") == first.read("uid_map")
+            assert f"Uid:\t{first.read('uid_map').split()[1]}\t" in other.read("status")
+            assert other.output == ["0"] * 4
+
+
 def test_userns_host_is_none(firkin: Firkin, busybox_root: Path) -> None:
     with running(firkin, "--userns", "host", image=busybox_root) as box:
         assert box.namespace("user") == own("user")

@@ -201,6 +201,29 @@ def test_no_process_outlives_the_command(firkin: Firkin, busybox_root: Path, mod
         check_end(box)
 
 
+def test_no_process_outlives_the_command_among_those_of_another(
+    firkin: Firkin, busybox_root: Path
+) -> None:
+    with running(firkin, "--name", "first", image=busybox_root) as first:
+        options = [*with_users_of("first"), "--pid", "container:first"]
+        with running(firkin, *options, image=busybox_root, script=DAEMONS) as box:
+            check_end(box)
+        assert os.path.exists(f"/proc/{first.pid}")
+
+
+def test_the_next_start_ends_what_a_killed_firkin_left_among_the_host_s(
+    firkin: Firkin, busybox_root: Path
+) -> None:
+    with running(firkin, "--pid", "host", image=busybox_root, script=DAEMONS) as box:
+        mine = box.namespace("net")
+        until(lambda: len(members("net", mine)) == 9)
+        box.process.kill()
+        box.process.wait()
+        assert firkin("run", busybox_root, "true").returncode == 0
+        until(lambda: members("net", mine) == set())
+        box.process.communicate()
+
+
 def check_end(box: Running) -> None:
     """Let *box* end, with its daemons running, and see that they end, too."""
     # The network namespace is its own, however the PID namespace came to be.
