@@ -10,7 +10,7 @@ import os
 import select
 from time import monotonic
 
-from firkin.engine import prepare
+from firkin.engine import prepare, rootfs
 from firkin.errors import ConfigError, FirkinError, SetupError, UsageError
 from firkin.linux import caps, clone, libc, mount, signals
 from firkin.runtime import cgroups, compiler, launch, state
@@ -120,7 +120,7 @@ class Run:
     def _run(self, signal_fd: int) -> int:
         request = self._request
         directory = state.prepare_directory(state.default_directory())
-        record = state.State(directory, request.name or prepare.new_id(), prepare.remove_scratch)
+        record = state.State(directory, request.name or prepare.new_id(), rootfs.remove_scratch)
         self._state = record
         try:
             if request.cidfile is not None:
@@ -133,7 +133,7 @@ class Run:
             self._opened.close()
             try:
                 # The sweep of what others have left costs the start nothing here.
-                state.sweep(directory, prepare.remove_scratch)
+                state.sweep(directory, rootfs.remove_scratch)
                 return self._wait(pid, pidfd, signal_fd, deadline)
             finally:
                 self._end(pid, pidfd)
@@ -340,7 +340,7 @@ class Run:
             return
         scratch = record.scratch
         if scratch:
-            attempt(prepare.remove_scratch, scratch, record.maps)
+            attempt(rootfs.remove_scratch, scratch, record.maps)
         if not failures:
             attempt(record.remove)
         if failures:
