@@ -29,7 +29,6 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import firkin  # noqa: E402
 from firkin.engine.request import Request  # noqa: E402
 from firkin.engine.run import Run  # noqa: E402
-from firkin.runtime import launch  # noqa: E402
 from support.roots import make_busybox_root  # noqa: E402
 
 MIB = 1 << 20
@@ -40,6 +39,24 @@ KINDS = ("process", "command", "memory", "calls")
 ULIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=4096:4096")
 
 Action = Callable[[], None]
+
+# The command, in an interpreter of its own, but for a look at its child before GO.
+LOOK_AT_CHILD = """
+from firkin.cli import main
+from firkin.init import channel
+from firkin.runtime import launch
+
+send = launch._Start._send
+
+def look(start, kind):
+    if kind == channel.GO:
+        with open(f"/proc/{start.pid}/smaps_rollup") as file:
+            print(*[line.split()[1] for line in file if line.startswith("Private_Dirty:")])
+    send(start, kind)
+
+launch._Start._send = look
+main.main()
+"""
 
 
 def environment() -> dict[str, str]:
@@ -237,21 +254,16 @@ class Bench:
     # ------------------------------------------------------------ memory before execve
 
     def private_dirty(self) -> int:
-        """Return the bytes that the child has for itself alone, before it becomes the command."""
-        found: list[int] = []
-        command = launch._Start._send
-
-        def send(start: launch._Start, kind: bytes) -> None:
-            if kind == launch.protocol.GO:
-                found.append(dirty(start.pid))
-            command(start, kind)
-
-        launch._Start._send = send  # type: ignore[method-assign]
-        try:
-            self.in_process()
-        finally:
-            launch._Start._send = command  # type: ignore[method-assign]
-        return found[0]
+        """Return the bytes that the child of ``firkin run`` has for itself, before its execve."""
+        words = ["run", "--memory", f"{MEMORY}b", "--pids-limit", str(PIDS), str(self.root)]
+        done = subprocess.run(
+            [sys.executable, "-c", LOOK_AT_CHILD, *words, "/bin/true"],
+            env=self.env,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return int(done.stdout) * 1024
 
     # ------------------------------------------------------------ call by call
 
@@ -270,14 +282,6 @@ class Bench:
                 times += [0.0] * (number + 1 - len(times))
                 times[number] += call["milliseconds"]
         return totals
-
-
-def dirty(pid: int) -> int:
-    """Return Private_Dirty of a process in bytes; proc_pid_smaps_rollup(5)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_Dirty:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no Private_Dirty")
 
 
 def engine_cgroups() -> set[Path]:

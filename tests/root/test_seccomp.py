@@ -30,7 +30,7 @@ import pytest
 from firkin.errors import UsageError
 from firkin.linux import caps, libc, libseccomp
 from firkin.linux import seccomp as linux_seccomp
-from firkin.runtime import seccomp
+from firkin.runtime import seccomp, seccomp_cache
 from support.requires import need, requires
 
 # Docker's default set (moby, oci/caps/defaults.go).
@@ -171,7 +171,7 @@ def test_sys_admin_may_unshare() -> None:
 
 def test_cached_program_is_the_one_that_loads(default: bytes, tmp_path: Path) -> None:
     for _ in range(2):
-        program = seccomp.cached_default(DOCKER, [str(tmp_path)])
+        program = seccomp_cache.cached_default(DOCKER, [str(tmp_path)])
         assert program == default
         assert result_of(program, lambda: errno_of(number("unshare"), 0)) == errno.EPERM
 
@@ -179,14 +179,16 @@ def test_cached_program_is_the_one_that_loads(default: bytes, tmp_path: Path) ->
 @pytest.mark.parametrize("whose", ["folder", "entry"])
 def test_cache_of_another_user_is_not_trusted(tmp_path: Path, default: bytes, whose: str) -> None:
     folder = tmp_path / "cache"
-    seccomp.cached_default(DOCKER, [str(folder)])
+    seccomp_cache.cached_default(DOCKER, [str(folder)])
     (entry,) = folder.iterdir()
     planted = struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)  # allows everything
-    checksum = seccomp._checksum(entry.name, planted)
-    entry.write_bytes(seccomp._HEADER.pack(seccomp._MAGIC, len(planted), checksum) + planted)
-    assert seccomp.cached_default(DOCKER, [str(folder)]) == planted
+    checksum = seccomp_cache._checksum(entry.name, planted)
+    entry.write_bytes(
+        seccomp_cache._HEADER.pack(seccomp_cache._MAGIC, len(planted), checksum) + planted
+    )
+    assert seccomp_cache.cached_default(DOCKER, [str(folder)]) == planted
     os.chown(folder if whose == "folder" else entry, 65534, 65534)
-    assert seccomp.cached_default(DOCKER, [str(folder)]) == default
+    assert seccomp_cache.cached_default(DOCKER, [str(folder)]) == default
 
 
 # --- architectures --------------------------------------------------------------------

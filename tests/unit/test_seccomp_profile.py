@@ -16,7 +16,7 @@ import pytest
 from firkin.errors import ConfigError, UsageError
 from firkin.linux import caps
 from firkin.linux import seccomp as linux_seccomp
-from firkin.runtime import seccomp
+from firkin.runtime import seccomp, seccomp_cache
 
 # Docker's default set (moby, oci/caps/defaults.go).
 DOCKER = [
@@ -40,7 +40,7 @@ ALLOW_EVERYTHING = bytes([6, 0, 0, 0, 0, 0, 0xFF, 0x7F])  # BPF_RET | BPF_K, SEC
 
 
 def moby() -> dict[str, Any]:
-    profile: dict[str, Any] = json.loads(Path(seccomp.PROFILE).read_text())
+    profile: dict[str, Any] = json.loads(Path(seccomp_cache.PROFILE).read_text())
     return profile
 
 
@@ -400,7 +400,9 @@ def only_file(folder: Path) -> Path:
 
 def plant(folder: Path, name: str, program: bytes = ALLOW_EVERYTHING) -> Path:
     """Write a sound entry that no compiler made, which shows whether it is read."""
-    header = seccomp._HEADER.pack(seccomp._MAGIC, len(program), seccomp._checksum(name, program))
+    header = seccomp_cache._HEADER.pack(
+        seccomp_cache._MAGIC, len(program), seccomp_cache._checksum(name, program)
+    )
     path = folder / name
     path.write_bytes(header + program)
     path.chmod(0o600)
@@ -411,36 +413,36 @@ def plant(folder: Path, name: str, program: bytes = ALLOW_EVERYTHING) -> Path:
 def planted(tmp_path: Path) -> Path:
     """A folder whose entry for MASK is a planted one."""
     folder = tmp_path / "cache"
-    seccomp.cached_default(MASK, [str(folder)])
+    seccomp_cache.cached_default(MASK, [str(folder)])
     plant(folder, only_file(folder).name)
-    assert seccomp.cached_default(MASK, [str(folder)]) == ALLOW_EVERYTHING
+    assert seccomp_cache.cached_default(MASK, [str(folder)]) == ALLOW_EVERYTHING
     return folder
 
 
 def test_miss_fills_and_hit_reads(tmp_path: Path, program: bytes) -> None:
     folder = tmp_path / "a" / "b"
-    assert seccomp.cached_default(DOCKER, [str(folder)]) == program
+    assert seccomp_cache.cached_default(DOCKER, [str(folder)]) == program
     entry = only_file(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert entry.stat().st_mode & 0o777 == 0o600
     before = entry.stat()
-    assert seccomp.cached_default(MASK, [str(folder)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(folder)]) == program
     after = only_file(folder).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_each_capability_set_has_its_own_program(tmp_path: Path, program: bytes) -> None:
-    other = seccomp.cached_default([*DOCKER, "CAP_SYS_ADMIN"], [str(tmp_path)])
+    other = seccomp_cache.cached_default([*DOCKER, "CAP_SYS_ADMIN"], [str(tmp_path)])
     assert other != program
-    assert seccomp.cached_default(MASK, [str(tmp_path)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(tmp_path)]) == program
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_hit_imports_next_to_nothing(planted: Path) -> None:
     script = (
         "import sys\n"
-        "from firkin.runtime import seccomp\n"
-        f"program = seccomp.cached_default({MASK}, [{str(planted)!r}])\n"
+        "from firkin.runtime import seccomp_cache\n"
+        f"program = seccomp_cache.cached_default({MASK}, [{str(planted)!r}])\n"
         "expensive = {'json', 'hashlib', 're', 'dataclasses', 'subprocess', 'enum', 'argparse',\n"
         "    'pathlib', 'tempfile', 'contextlib', 'firkin.linux.libseccomp'}\n"
         "site = set(sys.argv[1].split())\n"
@@ -456,7 +458,7 @@ def test_hit_imports_next_to_nothing(planted: Path) -> None:
 
 
 def test_torn_or_changed_entry_is_made_again(tmp_path: Path, program: bytes) -> None:
-    seccomp.cached_default(MASK, [str(tmp_path)])
+    seccomp_cache.cached_default(MASK, [str(tmp_path)])
     entry = only_file(tmp_path)
     sound = entry.read_bytes()
     flipped = [
@@ -465,25 +467,25 @@ def test_torn_or_changed_entry_is_made_again(tmp_path: Path, program: bytes) -> 
     ]
     for bad in [b"", sound[:10], sound[:16], sound[:-8], sound + b"\0" * 8, *flipped]:
         entry.write_bytes(bad)
-        assert seccomp.cached_default(MASK, [str(tmp_path)]) == program
+        assert seccomp_cache.cached_default(MASK, [str(tmp_path)]) == program
         assert only_file(tmp_path).read_bytes() == sound
 
 
 def test_entry_under_another_name_is_refused(tmp_path: Path, program: bytes) -> None:
-    seccomp.cached_default([*DOCKER, "CAP_SYS_ADMIN"], [str(tmp_path)])
+    seccomp_cache.cached_default([*DOCKER, "CAP_SYS_ADMIN"], [str(tmp_path)])
     privileged = only_file(tmp_path)
     (tmp_path / "x").mkdir()
-    seccomp.cached_default(MASK, [str(tmp_path / "x")])
+    seccomp_cache.cached_default(MASK, [str(tmp_path / "x")])
     name = only_file(tmp_path / "x").name
     privileged.rename(tmp_path / name)
-    assert seccomp.cached_default(MASK, [str(tmp_path)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(tmp_path)]) == program
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
 def test_folder_that_others_can_write_is_not_used(planted: Path, program: bytes, mode: int) -> None:
     planted.chmod(mode)
     before = only_file(planted).read_bytes()
-    assert seccomp.cached_default(MASK, [str(planted)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(planted)]) == program
     assert only_file(planted).read_bytes() == before
 
 
@@ -492,18 +494,18 @@ def test_entry_that_others_can_write_is_made_again(
     planted: Path, program: bytes, mode: int
 ) -> None:
     only_file(planted).chmod(mode)
-    assert seccomp.cached_default(MASK, [str(planted)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(planted)]) == program
     assert only_file(planted).stat().st_mode & 0o777 == 0o600
 
 
 def test_links_are_not_followed(planted: Path, program: bytes, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(planted)
-    assert seccomp.cached_default(MASK, [str(link)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(link)]) == program
     entry = only_file(planted)
     entry.rename(tmp_path / "elsewhere")
     entry.symlink_to(tmp_path / "elsewhere")
-    assert seccomp.cached_default(MASK, [str(planted)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(planted)]) == program
     assert not entry.is_symlink()
 
 
@@ -511,19 +513,19 @@ def test_fifo_does_not_hang(planted: Path, program: bytes) -> None:
     entry = only_file(planted)
     entry.unlink()
     os.mkfifo(entry, 0o600)
-    assert seccomp.cached_default(MASK, [str(planted)]) == program
+    assert seccomp_cache.cached_default(MASK, [str(planted)]) == program
     assert entry.is_file()
 
 
 def test_second_folder_serves_where_the_first_cannot(tmp_path: Path, program: bytes) -> None:
     (tmp_path / "file").touch()
     folders = [str(tmp_path / "file" / "x"), str(tmp_path / "second")]
-    assert seccomp.cached_default(MASK, folders) == program
+    assert seccomp_cache.cached_default(MASK, folders) == program
     assert only_file(tmp_path / "second").name.startswith("default-")
 
 
 def test_no_folder_at_all(program: bytes) -> None:
-    assert seccomp.cached_default(MASK, []) == program
+    assert seccomp_cache.cached_default(MASK, []) == program
 
 
 def test_many_writers_at_once(tmp_path: Path, program: bytes) -> None:
@@ -538,7 +540,7 @@ def test_many_writers_at_once(tmp_path: Path, program: bytes) -> None:
                 os.close(hold)
                 os.read(release, 1)  # EOF starts all at once
                 for _ in range(20):
-                    if seccomp.cached_default(MASK, [str(tmp_path)]) != program:
+                    if seccomp_cache.cached_default(MASK, [str(tmp_path)]) != program:
                         break
                     for entry in tmp_path.glob("default-*"):
                         entry.unlink(missing_ok=True)
@@ -560,7 +562,7 @@ def test_writer_sweeps_what_is_old(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (old, old))
     for name in (".tmp-1-new", "oci-new.bpf"):
         (tmp_path / name).touch()
-    seccomp.cached_default(MASK, [str(tmp_path)])
+    seccomp_cache.cached_default(MASK, [str(tmp_path)])
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("default-")}
     assert left == {"notes.txt", ".tmp-1-new", "oci-new.bpf"}
 
@@ -568,16 +570,16 @@ def test_writer_sweeps_what_is_old(tmp_path: Path) -> None:
 def test_custom_profile_is_cached_by_content(tmp_path: Path) -> None:
     config = condition()
     compiled = seccomp.compile_oci(config)
-    assert seccomp.cached(config, str(tmp_path)) == compiled
+    assert seccomp_cache.cached(config, str(tmp_path)) == compiled
     entry = only_file(tmp_path)
     reordered = json.loads(json.dumps(config, sort_keys=True))
     plant(tmp_path, entry.name)
-    assert seccomp.cached(reordered, str(tmp_path)) == ALLOW_EVERYTHING
-    assert seccomp.cached(condition(value=2), str(tmp_path)) != ALLOW_EVERYTHING
+    assert seccomp_cache.cached(reordered, str(tmp_path)) == ALLOW_EVERYTHING
+    assert seccomp_cache.cached(condition(value=2), str(tmp_path)) != ALLOW_EVERYTHING
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_bad_custom_profile_is_not_cached(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        seccomp.cached(rule(action="SCMP_ACT_WHAT"), str(tmp_path))
+        seccomp_cache.cached(rule(action="SCMP_ACT_WHAT"), str(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firkin.cli import mount_options, options, units, values
+from firkin.cli import options, units, values
 from firkin.cli.options import FLAG, LIST, OPTIONAL, Option
 from firkin.cli.values import add, put, store
 from firkin.engine.request import Request
@@ -61,12 +61,12 @@ _NAMESPACES = (
 
 _FILES = (
     Option("-v --volume", "HOST:PATH[:ro,…]", "Bind a file or folder of the host",
-           add("mounts", mount_options.volume), LIST),
+           add("mounts", values.volume), LIST),
     Option("--mount", "KEY=VALUE,…",
            "Mount with type= (bind, tmpfs, overlay), source=, target=, readonly, …",
-           add("mounts", mount_options.mount), LIST),
+           add("mounts", values.mount), LIST),
     Option("--tmpfs", "PATH[:size=…,…]", "Mount an empty file system in memory",
-           add("mounts", mount_options.tmpfs), LIST),
+           add("mounts", values.tmpfs), LIST),
     Option("--read-only", "", "Make the root file system read-only",
            store("read_only"), FLAG),
     Option("--rootfs", "PATH", "Use this folder or archive in the place of IMAGE",

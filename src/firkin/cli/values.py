@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from firkin.cli.options import Take
+    from firkin.engine.request import Mount
 
     Read = Callable[[str, str], Any]
 
@@ -259,3 +260,24 @@ def take_security(request: Any, text: str, name: str) -> None:
     else:
         expected = "seccomp=FILE|unconfined, no-new-privileges[=false] or systempaths=unconfined"
         raise refuse(text, name, expected)
+
+
+# Most runs have no volume: what reads their notations is loaded by the first that has one.
+
+
+def volume(text: str, name: str) -> Mount:
+    from firkin.cli import mount_options
+
+    return mount_options.volume(text, name)
+
+
+def mount(text: str, name: str) -> Mount:
+    from firkin.cli import mount_options
+
+    return mount_options.mount(text, name)
+
+
+def tmpfs(text: str, name: str) -> Mount:
+    from firkin.cli import mount_options
+
+    return mount_options.tmpfs(text, name)

@@ -12,7 +12,7 @@ from firkin.engine import compose, resources, rootfs
 from firkin.errors import Unsupported, UsageError
 from firkin.image import reference, store, users
 from firkin.linux import caps, ns
-from firkin.runtime import cgroups, seccomp, state
+from firkin.runtime import cgroups, seccomp_cache, state
 from firkin.spec import defaults
 
 TYPE_CHECKING = False
@@ -165,6 +165,8 @@ def describe(request: Request) -> dict[str, Any]:
     profile = compose.seccomp_profile(request)
     if profile == "default":
         bounding = config["process"]["capabilities"]["bounding"]
+        from firkin.runtime import seccomp
+
         config["linux"]["seccomp"] = seccomp.default_profile(bounding)
     elif profile != "unconfined":
         config["linux"]["seccomp"] = _profile(profile, config)
@@ -300,10 +302,12 @@ def _load_seccomp(prepared: Prepared, request: Request, config: dict[str, Any]) 
     cache = os.path.join(store.default_path(), "seccomp")
     store.ensure_directory(cache)
     if profile == "default":
-        prepared.seccomp = seccomp.cached_default(bounding, [cache])
+        prepared.seccomp = seccomp_cache.cached_default(bounding, [cache])
         return
     resolved = _profile(profile, config)
-    prepared.seccomp = seccomp.cached(resolved, cache)
+    prepared.seccomp = seccomp_cache.cached(resolved, cache)
+    from firkin.runtime import seccomp
+
     prepared.seccomp_flags = seccomp.filter_flags(resolved)
 
 
@@ -320,6 +324,8 @@ def _profile(path: str, config: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"cannot use seccomp profile '{path}'", f"not JSON: {error}") from None
     if not isinstance(profile, dict):
         raise UsageError(f"cannot use seccomp profile '{path}'", "not a JSON object")
+    from firkin.runtime import seccomp
+
     return seccomp.resolve_profile(
         profile,
         capabilities=config["process"]["capabilities"]["bounding"],
@@ -360,6 +366,8 @@ def _bundle(request: Request, container_id: str) -> Prepared:
         cache = os.path.join(store.default_path(), "seccomp")
         store.ensure_directory(store.default_path())
         store.ensure_directory(cache)
-        prepared.seccomp = seccomp.cached(profile, cache)
+        prepared.seccomp = seccomp_cache.cached(profile, cache)
+        from firkin.runtime import seccomp
+
         prepared.seccomp_flags = seccomp.filter_flags(profile)
     return prepared

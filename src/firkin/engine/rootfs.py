@@ -15,7 +15,7 @@ import stat
 
 from firkin.engine import compose
 from firkin.errors import SetupError, Unsupported, UsageError
-from firkin.image import hostbase, reference, store
+from firkin.image import reference, store
 from firkin.linux import libc, paths, signals
 from firkin.runtime import state
 
@@ -70,6 +70,8 @@ def find_image(request: Request, maps: IdMaps | None) -> Image:
     what = reference.parse(request.image or "")
     store_path = store.default_path()
     if what.kind == "host":
+        from firkin.image import hostbase
+
         base = hostbase.prepare(store_path)
         return Image([base.lower], base.overlays, base.lock)
     if what.kind == "scratch":
