@@ -308,13 +308,12 @@ def stop(daemon: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def workspace() -> Iterator[Path]:
+def workspace(where: str) -> Iterator[Path]:
     """Yield a folder in a mount namespace of our own, which takes what is mounted there along."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x00020000) or libc.mount(b"", b"/", b"", 1 << 18 | 1 << 14, b""):
         raise OSError(ctypes.get_errno(), "cannot unshare the mount namespace: root is needed")
-    # Not /tmp: overlayfs takes no upper folder on some file systems of that.
-    folder = Path(tempfile.mkdtemp(prefix="firkin-bench.", dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="firkin-bench.", dir=where))
     folder.chmod(0o755)
     try:
         yield folder
@@ -394,13 +393,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="five runs: no numbers to publish")
     parser.add_argument("--only", default="", help="which to compare with: runc,podman,…")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"out of {','.join(KINDS)}")
+    # Not /tmp: overlayfs takes no upper folder on some file systems of that.
+    parser.add_argument("--folder", default="/var/tmp", help="where store, roots and state lie")
     options = parser.parse_args()
     runs, warm = (5, 1) if options.quick else (options.runs, 5)
     kinds = set(options.kinds.split(","))
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(str(Path(firkin.__file__).parent), quiet=2)
     print(*machine(), sep="\n")
-    with workspace() as folder:
+    with workspace(options.folder) as folder:
         bench = Bench(folder, set(filter(None, options.only.split(","))))
         os.environ.clear()
         os.environ.update(bench.env)
