@@ -23,11 +23,17 @@ from support.containers import refused
 HOSTS_PYTHON = Path(os.path.realpath(sys.executable))
 
 
+def state_of(path: Path) -> tuple[bytes, int, int]:
+    """Return what a container could have changed: contents, mode and owner."""
+    found = path.stat()
+    return hashlib.sha256(path.read_bytes()).digest(), found.st_mode, found.st_uid
+
+
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
-    before = hashlib.sha256(HOSTS_PYTHON.read_bytes()).digest()
+    before = state_of(HOSTS_PYTHON)
     yield
-    assert hashlib.sha256(HOSTS_PYTHON.read_bytes()).digest() == before
+    assert state_of(HOSTS_PYTHON) == before
 
 
 LINKS = ("/proc/self/exe", "/proc/thread-self/exe", "/proc/1/exe", "/proc/self/fd/3")
@@ -70,7 +76,48 @@ print(tried(os.readlink, "/proc/1/exe"), [
 """
 
 
-@pytest.mark.parametrize("options", [[], ["--cap-add", "SYS_PTRACE"], ["--userns", "auto"]])
+SCRIPTS = {
+    # The kernel follows five interpreters of interpreters.
+    "the last that the kernel follows": [b"/c1", b"/c2", b"/c3", b"/c4", b"/proc/self/exe"],
+    "a blank that is none for the kernel": [b"\x0cx"],
+    "a name that ends at NUL": [b"/proc/self/exe\0"],
+    "tabs before the name": [b"\t \t/proc/self/exe\tx"],
+}
+
+
+@pytest.mark.parametrize("interpreters", SCRIPTS.values(), ids=SCRIPTS)
+def test_hidden_from_who_reads_scripts_unlike_the_kernel(
+    firkin: Firkin, own_root: Path, interpreters: list[bytes]
+) -> None:
+    for number, interpreter in enumerate(interpreters):
+        script = own_root / (f"c{number}" if number else "entry")
+        script.write_bytes(b"#!" + interpreter + b"\n")
+        script.chmod(0o755)
+    (own_root / "x").symlink_to("/bin/busybox")
+    (own_root / "\x0cx").symlink_to("/proc/self/exe")
+    refused(firkin("run", own_root, "/entry", input="print('escaped')"), status=126)
+
+
+def test_a_script_that_its_user_may_not_read(firkin: Firkin, own_root: Path) -> None:
+    script = own_root / "entry"
+    script.write_text("#!/proc/self/exe\n")
+    script.chmod(0o711)
+    refused(firkin("run", "-u", "1000", own_root, "/entry"), status=126)
+    # A program that its user may not read is none, and runs.
+    program = own_root / "program"
+    program.write_bytes((own_root / "bin/busybox").read_bytes())
+    program.chmod(0o711)
+    done = firkin("run", "-u", "1000", own_root, "/program", "true")
+    assert (done.returncode, done.stderr) == (127, "program: applet not found\n")
+
+
+def test_an_init_that_could_be_traced_is_refused(firkin: Firkin, busybox_root: Path) -> None:
+    options = ["--init", "--cap-add", "SYS_PTRACE"]
+    refused(firkin("run", *options, busybox_root, "true"), "CAP_SYS_PTRACE", "--userns auto")
+    assert firkin("run", "--userns", "auto", *options, busybox_root, "true").returncode == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--userns", "auto"]])
 def test_the_reaper_at_pid_1_gives_no_handle(firkin: Firkin, options: list[str]) -> None:
     done = inside(firkin, "--init", *options, code=WRITE)
     # Not even for reading: such a handle could be opened for writing once pid 1 has ended.

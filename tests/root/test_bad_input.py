@@ -15,6 +15,7 @@ import pytest
 
 from support import cases_bad_input as cases
 from support.cases_bad_input import Bad
+from support.command import Firkin
 from support.requires import requires
 
 bad = cases.bad  # a fixture
@@ -124,3 +125,13 @@ def test_a_full_state_directory(bad: Bad) -> None:
     bad.home.state.mkdir()
     done = on_a_mount(bad, "mount -t tmpfs -o nr_inodes=2,mode=711 none {folder}/state", TRUE)
     bad.check(done, 125, "cannot …: No space left on device…")
+
+
+def test_a_failed_start_leaves_no_cidfile(
+    firkin: Firkin, busybox_root: Path, tmp_path: Path
+) -> None:
+    cidfile = tmp_path / "id"
+    assert firkin("run", "--cidfile", cidfile, busybox_root, "no-such").returncode == 127
+    assert not cidfile.exists()
+    assert firkin("run", "--cidfile", cidfile, busybox_root, "true").returncode == 0
+    assert len(cidfile.read_text()) == 64

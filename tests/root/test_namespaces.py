@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from support.command import Firkin, execute
 from support.containers import refused, running
 from support.namespace_cases import *  # noqa: F403 - the tests that hold for everyone
 from support.namespace_cases import DAEMONS, NEW, check_end, members, own
-from support.requires import need
+from support.requires import need, requires
 
 
 def given_to(name: str, path: str = "/etc/subuid") -> int:
@@ -168,3 +169,15 @@ def test_runc_agrees_on_what_is_new(busybox_root: Path, tmp_path: Path) -> None:
     for kind in ("mnt", "pid", "uts", "ipc", "net"):
         assert own(kind) not in done.stdout
     assert own("user") in done.stdout, done.stderr
+
+
+@requires("user:firkin-nosub")
+def test_keep_id_with_a_single_id(firkin: Firkin) -> None:
+    box = firkin("run", "--userns", "keep-id", "host", "id", "-u", user="firkin-nosub")
+    uid = pwd.getpwnam("firkin-nosub").pw_uid
+    assert (box.stdout, box.stderr, box.returncode) == (f"{uid}\n", "", 0)
+
+
+def test_a_device_of_another_name_is_not_handed_in(firkin: Firkin, busybox_root: Path) -> None:
+    options = ["--userns", "auto", "--device", "/dev/null:/dev/full"]
+    refused(firkin("run", *options, busybox_root, "true"), "'/dev/full'", "another device")

@@ -6,6 +6,7 @@ Run as root by ``tests/root/test_crash.py`` and as an ordinary user by
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -264,15 +265,21 @@ def check_a_crash_while_unpacking(archive: Path, tmp_path: Path) -> None:
 
 
 def litter(root: Path, home: Home, count: int) -> list[str]:
-    """Leave what *count* killed firkins leave; return their containers' ids."""
+    """Leave what *count* killed firkins leave; return their containers' ids.
+
+    All are started before any is killed, for each start sweeps.
+    """
     names = []
-    for number in range(count):
-        asked = request(root, f"litter{number}")
-        with crash.start(asked, home.env, "child", 60) as run:
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for number in range(count):
+            asked = request(root, f"litter{number}")
+            names.append(str(asked.name))
+            runs.append(stack.enter_context(crash.start(asked, home.env, "child", 60)))
+        for run in runs:
             assert run.pid
             run.kill()
             assert run.gone()
-        names.append(str(asked.name))
     return names
 
 

@@ -364,7 +364,7 @@ def _bundle(request: Request, container_id: str) -> Prepared:
     profile = linux.get("seccomp")
     if profile:
         cache = os.path.join(store.default_path(), "seccomp")
-        store.ensure_directory(store.default_path())
+        store.ensure_passable(store.default_path())
         store.ensure_directory(cache)
         prepared.seccomp = seccomp_cache.cached(profile, cache)
         from firkin.runtime import seccomp

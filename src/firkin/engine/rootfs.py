@@ -76,7 +76,7 @@ def find_image(request: Request, maps: IdMaps | None) -> Image:
         return Image([base.lower], base.overlays, base.lock)
     if what.kind == "scratch":
         empty = os.path.join(store_path, "scratch")
-        store.ensure_directory(store_path)
+        store.ensure_passable(store_path)
         store.ensure_directory(empty)
         os.chmod(empty, 0o755)
         return Image([empty])
@@ -88,20 +88,18 @@ def find_image(request: Request, maps: IdMaps | None) -> Image:
             raise UsageError(f"cannot use image '{what.value}'", "Permission denied")
         return Image([os.path.realpath(path)])
     if maps is None or os.geteuid() == 0 or maps.is_single():
-        return Image([store.Store(store_path, unpack_in=_interruptible).unpacked(path)])
+        return Image([_interruptible(lambda: store.Store(store_path).unpacked(path))])
     from firkin.runtime import idmap
 
     # Unpacked by the ids of the container, so that each file has its owner.
     owners = "".join(f"u{a}x{b}x{n}" for a, b, n in maps.uids)
-    unpacked = store.Store(
-        store_path,
-        unpack_in=lambda function: _interruptible(lambda: idmap.run_mapped(maps, function)),
-        owners=owners,
+    mapped = store.Store(
+        store_path, unpack_in=lambda function: idmap.run_mapped(maps, function), owners=owners
     )
-    return Image([unpacked.unpacked(path)])
+    return Image([_interruptible(lambda: mapped.unpacked(path))])
 
 
-def _interruptible(function: Callable[[], None]) -> None:
+def _interruptible(function: Callable[[], str]) -> str:
     """Call *function*, which may take long, with the signals that end programs let through.
 
     They are blocked for the sake of a container that runs; there is none yet.
@@ -110,7 +108,7 @@ def _interruptible(function: Callable[[], None]) -> None:
     ending = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP, signals.SIGQUIT)
     signals.set_mask(blocked & ~signals.mask_of(ending))
     try:
-        function()
+        return function()
     finally:
         signals.set_mask(blocked)
 
@@ -118,7 +116,7 @@ def _interruptible(function: Callable[[], None]) -> None:
 def _scratch_directory() -> str:
     """Return the folder for what containers write, on a file system that overlayfs takes."""
     path = store.default_path()
-    store.ensure_directory(path)
+    store.ensure_passable(path)
     if _filesystem(path) in _NOT_UPPER:
         directory = state.default_directory()
         if _filesystem(directory) in _NOT_UPPER:
@@ -129,7 +127,7 @@ def _scratch_directory() -> str:
             )
         path = state.prepare_directory(os.path.join(directory, ".scratch"))
     containers = os.path.join(path, "containers")
-    store.ensure_directory(containers)
+    store.ensure_passable(containers)
     return containers
 
 
@@ -151,8 +149,11 @@ def make_scratch(record: state.State, image: Image, maps: IdMaps | None) -> str:
     names = ["upper", "work", *_overlay_folders(image)]
     mapped = maps is not None and os.geteuid() == 0
     try:
-        os.mkdir(scratch, 0o711)
-        if mapped:
+        # Closed to all but the container's root: others on the host must not execute
+        # a set-user-ID program that a container made (CVE-2021-41091).
+        os.mkdir(scratch, 0o700)
+        if mapped and maps is not None:
+            os.chown(scratch, maps.uids[0][1], maps.gids[0][1])
             names.append("rootfs")
         for name in names:
             path = os.path.join(scratch, name)

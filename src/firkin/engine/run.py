@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 from time import monotonic
 
 from firkin.engine import prepare, rootfs
@@ -62,6 +63,7 @@ class Run:
 
     __slots__ = (
         "_cgroup",
+        "_cidfile",
         "_mount_namespace",
         "_opened",
         "_prepared",
@@ -82,6 +84,8 @@ class Run:
         self._opened = compiler.Opened()
         # Whether the end of the first process is not the end of all.
         self._shares_pids = False
+        # A file with the id of a container that has not started yet.
+        self._cidfile = ""
         # The id of the container's mount namespace, where that is what finds its processes.
         self._mount_namespace = 0
         self.timed_out = False
@@ -125,20 +129,25 @@ class Run:
         try:
             if request.cidfile is not None:
                 _write_cidfile(request.cidfile, record.id)
+                self._cidfile = request.cidfile
+            # What others have left. Not while the container runs, for then it is waited for.
+            state.sweep(directory, rootfs.remove_scratch)
             prepared = prepare.prepare(request, record)
             self._prepared = prepared
             start = self._compile(prepared, record)
             deadline = None if request.timeout is None else monotonic() + request.timeout
             pid, pidfd = start.start()
+            self._cidfile = ""
             self._opened.close()
             try:
-                # The sweep of what others have left costs the start nothing here.
-                state.sweep(directory, rootfs.remove_scratch)
                 return self._wait(pid, pidfd, signal_fd, deadline)
             finally:
                 self._end(pid, pidfd)
         finally:
             self._clean()
+            # Again, for a firkin that was killed just before our start: its child, which
+            # shares its lock, may have died only since.
+            state.sweep(directory, rootfs.remove_scratch)
 
     def _compile(self, prepared: Prepared, record: state.State) -> launch.Launch:
         linux = prepared.config.get("linux") or {}
@@ -185,6 +194,7 @@ class Run:
         if prepared.maps is not None:
             if plan.new_user:
                 start.maps = prepared.maps
+            plan.ns_uid, plan.ns_gid = prepared.maps.first_ids()
             can_deny = os.geteuid() != 0 or plan.joined_user
             plan.set_groups = not (can_deny and prepared.maps.is_single())
             if os.geteuid() == 0:
@@ -328,10 +338,12 @@ class Run:
                 failures.append(error)
 
         if self._terminal is not None:
-            self._terminal.close()
-        self._opened.close()
+            attempt(self._terminal.close)
+        attempt(self._opened.close)
+        if self._cidfile:
+            attempt(os.unlink, self._cidfile)
         if self._prepared is not None and self._prepared.lock >= 0:
-            os.close(self._prepared.lock)
+            attempt(os.close, self._prepared.lock)
         if self._cgroup is not None:
             attempt(self._cgroup.remove)
             attempt(self._cgroup.close)
@@ -343,8 +355,9 @@ class Run:
             attempt(rootfs.remove_scratch, scratch, record.maps)
         if not failures:
             attempt(record.remove)
-        if failures:
-            # The record stays, so the next start tries again.
+        # The record stays, so the next start tries again. What went wrong first is not
+        # to be hidden by what went wrong then.
+        if failures and sys.exc_info()[1] is None:
             raise SetupError("cannot remove the container", str(failures[0])) from failures[0]
 
 

@@ -119,7 +119,7 @@ def prepare(store_path: str, root: str = "/") -> HostBase:
         UsageError: the store is not the caller's.
         SetupError: the skeleton cannot be made.
     """
-    store.ensure_directory(store_path)
+    store.ensure_passable(store_path)
     base = f"{store_path}/host"
     top = root.rstrip("/")
     try:

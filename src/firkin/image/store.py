@@ -66,11 +66,15 @@ def default_path() -> str:
     return f"{home}/.local/share/firkin"
 
 
-def ensure_directory(path: str) -> None:
+def ensure_directory(path: str, mode: int = 0o700) -> None:
     """Make the directory *path* of a store, or check that it is the caller's own.
 
-    Nobody but its owner may list it. Root's can be passed through by others:
-    the root of a container with a user namespace is another user on the host.
+    What containers write, and what images hold, is closed to all other users: a
+    set-user-ID program in there must not be theirs to execute (CVE-2021-41091).
+
+    Args:
+        path: absolute.
+        mode: permission bits of one that is made.
 
     Raises:
         UsageError: it cannot be made, is not a directory, or others own it or may write to it.
@@ -82,7 +86,7 @@ def ensure_directory(path: str) -> None:
             found = os.stat(path)
         except FileNotFoundError:
             os.makedirs(path, 0o700, exist_ok=True)  # another firkin may be doing the same
-            os.chmod(path, 0o711 if os.geteuid() == 0 else 0o700)
+            os.chmod(path, mode)
             found = os.stat(path)
     except OSError as error:
         raise UsageError(what, error.strerror or str(error), mend) from None
@@ -92,6 +96,11 @@ def ensure_directory(path: str) -> None:
         raise UsageError(what, f"it belongs to uid {found.st_uid}", mend)
     if found.st_mode & 0o022:
         raise UsageError(what, "others may write to it", f"chmod go-w {path}, or {mend}")
+
+
+def ensure_passable(path: str) -> None:
+    """As :func:`ensure_directory`, for what the root of a user namespace passes through."""
+    ensure_directory(path, 0o711 if os.geteuid() == 0 else 0o700)
 
 
 def lock(path: str, *, shared: bool = False, wait: bool = True) -> int | None:
@@ -193,7 +202,7 @@ class Store:
             SetupError: the file system refused something, as when it is full.
         """
         what = f"cannot use image '{archive}'"
-        ensure_directory(self.path)
+        ensure_passable(self.path)
         try:
             # Without O_NONBLOCK a FIFO would wait for a writer.
             fd = os.open(archive, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

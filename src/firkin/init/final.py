@@ -167,41 +167,46 @@ def _check_executable(path: str) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not os.access(path, os.X_OK, effective_ids=True):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
-    _refuse_magic_links(path)
 
 
-def _refuse_magic_links(path: str) -> None:
-    """Refuse a command or ``#!`` interpreter that is a link such as /proc/self/exe.
+def refuse_magic_links(path: str) -> None:
+    """Refuse a command, or an interpreter of it, that is a link such as /proc/self/exe.
 
     That link names the host's Python here. Executed, it would run in the
-    container, which could then open it through ``/proc`` and write to it
-    (CVE-2019-5736).
+    container, which could then change it through ``/proc`` (CVE-2019-5736).
+    What can't be looked at is refused, too. Who can write to the command's file
+    from elsewhere (a volume that is shared) could still exchange it afterwards.
+
+    Source: load_script in fs/binfmt_script.c, exec_binprm in fs/exec.c.
     """
+    libc.because("no script may have the host's Python, /proc/self/exe, for its interpreter")
+    # The kernel reads scripts with no regard to who may read them: so do we, for a moment.
+    _, permitted, inheritable = caps.get_caps()
+    caps.set_caps(permitted, permitted, inheritable)
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for _ in range(_MAX_INTERPRETERS):
+        for _ in range(1 + _MAX_INTERPRETERS):
             absolute = os.path.join(os.getcwd(), path)
-            try:
-                fd = paths.open_in_root(root, absolute, os.O_RDONLY | os.O_NONBLOCK)
-            except PermissionError:
-                # Executable and not readable: then it is no script for this user.
-                fd = paths.open_in_root(root, absolute, os.O_PATH)
-                os.close(fd)
-                return
+            fd = paths.open_in_root(root, absolute, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
             try:
                 head = os.read(fd, 256)
             finally:
                 os.close(fd)
             if head[:2] != b"#!":
                 return
-            words = head[2:].split(b"\n", 1)[0].split()
-            if not words:
+            # As the kernel: blanks are space and tab, and NUL ends a name, too.
+            line = head[2:].split(b"\n", 1)[0].lstrip(b" \t")
+            name = line.replace(b"\t", b" ").replace(b"\0", b" ").split(b" ", 1)[0]
+            if not name:
                 return
-            path = os.fsdecode(words[0])
+            path = os.fsdecode(name)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.EACCES, "a link of /proc can't be executed", path) from None
-        # A missing interpreter and the like: execve says it better.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return  # execve says it better
+        why = "a link of /proc can't be executed"
+        if error.errno != errno.ELOOP:
+            why = f"it can't be checked: {error.strerror}"
+        raise OSError(errno.EACCES, why, path) from None
     finally:
         os.close(root)
 
@@ -230,9 +235,8 @@ def close_files(plan: Plan) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
             raise
-        # Before Linux 5.11. No descriptor of ours is higher than this one, and what
-        # our caller left open is below it, or we could not have been started.
-        for fd in range(first, os.sysconf("SC_OPEN_MAX")):
+        # Before Linux 5.11. The limit may have been lowered below what is open.
+        for fd in range(first, max(os.sysconf("SC_OPEN_MAX"), 65536)):
             try:
                 os.set_inheritable(fd, False)
             except OSError:

@@ -16,9 +16,6 @@ import stat
 from firkin.init.plan import Mount, Plan
 from firkin.linux import libc, mount, paths
 
-PROC_SUPER_MAGIC = 0x9FA0
-SYSFS_MAGIC = 0x62656572
-
 # The nodes that the specification promises, where /dev is ours to fill.
 _DEVICE_LINKS = (
     ("/proc/self/fd", "fd"),
@@ -171,14 +168,6 @@ def _mount_on(entry: Mount, target: int, tree: int = -1) -> None:
 
 def _set_attributes(entry: Mount, tree: int) -> None:
     at = entry.destination
-    if entry.idmap_fd >= 0:
-        mount.mount_setattr(
-            tree,
-            attr_set=mount.MOUNT_ATTR_IDMAP,
-            userns_fd=entry.idmap_fd,
-            recursive=entry.idmap_recursive,
-            at=at,
-        )
     if entry.attr_set or entry.attr_clr:
         mount.mount_setattr(tree, attr_set=entry.attr_set, attr_clr=entry.attr_clr, at=at)
     _set_shared_attributes(entry, tree)
@@ -223,6 +212,8 @@ def _make_nodes(plan: Plan, root: int, dev: int) -> None:
         if plan.bind_devices:
             libc.because("a user namespace can't make device nodes: the host's are bound")
             tree = mount.open_tree(path, recursive=False)
+            if os.fstat(tree).st_rdev != number:
+                raise OSError(errno.ENODEV, "the host has another device under this name", path)
             target = paths.make_in_root(root, path, "file")
             mount.move_mount(tree, target, at=path)
             os.close(target)

@@ -1,8 +1,8 @@
 """The Plan: everything the child needs, looked up and opened beforehand.
 
-It holds only ints, strings and tuples of them (and descriptors as ints), so
-that the child parses nothing, opens nothing of the host's by guesswork, and a
-Plan can be sent through a socket.
+It holds ints (descriptors among them), strings, tuples and :class:`Mount` s of
+these, and the function that loads the seccomp filter, so that the child parses
+nothing and looks nothing of the host's up.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ class Mount:
         "destination",
         "flags",
         "fstype",
-        "idmap_fd",
-        "idmap_recursive",
         "kind",
         "propagation",
         "rec_clr",
@@ -47,8 +45,6 @@ class Mount:
         self.rec_set = self.rec_clr = 0
         self.propagation: tuple[int, ...] = ()  # MS_PRIVATE…, one call each
         self.tree_fd = -1  # a detached tree that the parent made, or -1
-        self.idmap_fd = -1  # a user namespace for an idmapped mount, or -1
-        self.idmap_recursive = False
 
 
 class Plan:
@@ -56,7 +52,6 @@ class Plan:
 
     __slots__ = (
         "ambient",
-        "apparmor",
         "args",
         "arguments_area",
         "bind_devices",
@@ -85,6 +80,8 @@ class Plan:
         "new_cgroup",
         "new_user",
         "no_new_privs",
+        "ns_gid",
+        "ns_uid",
         "null_fd",
         "paths",
         "permitted",
@@ -113,6 +110,8 @@ class Plan:
         self.unshare_flags = 0  # made by the child, while the parent works on its cgroup
         self.new_user = False
         self.joined_user = False
+        # Who the child is inside it while it sets up: root, unless only another id is mapped.
+        self.ns_uid = self.ns_gid = 0
         self.new_cgroup = False
         self.watch_members = False  # tell the parent the id of the mount namespace
         self.joins: tuple[tuple[int, int, str], ...] = ()  # (descriptor, flag, path)
@@ -156,7 +155,6 @@ class Plan:
         self.inheritable = self.ambient = 0
         self.no_new_privs = True
         self.seccomp: Callable[[], int] | None = None  # loads the filter
-        self.apparmor = ""
         self.keep_fds = 0  # descriptors 3 … 2+N are passed to the command
         self.init = False  # our reaper is pid 1
         self.arguments_area = (0, 0)  # where our own command line lies, for the reaper

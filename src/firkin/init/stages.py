@@ -115,8 +115,8 @@ def become_root(child: Child) -> None:
         libc.because("root inside the user namespace, nobody outside of it")
         if plan.set_groups:
             libc.via(os.setgroups, [])
-        libc.via(os.setresgid, 0, 0, 0)
-        libc.via(os.setresuid, 0, 0, 0)
+        libc.via(os.setresgid, plan.ns_gid, plan.ns_gid, plan.ns_gid)
+        libc.via(os.setresuid, plan.ns_uid, plan.ns_uid, plan.ns_uid)
         final.die_with_parent()
     if plan.unshare_flags and (plan.new_user or plan.joins):
         libc.because("new namespaces, owned by the new user namespace")
@@ -284,6 +284,11 @@ def find_command(child: Child) -> None:
     child.path = final.find_command(child.plan)
 
 
+def check_interpreters(child: Child) -> None:
+    """See that the command is not, by way of a link, the host's Python."""
+    final.refuse_magic_links(child.path)
+
+
 def limit_capabilities(child: Child) -> None:
     """Give up all capabilities but those of the configuration."""
     final.limit_capabilities(child.plan)
@@ -325,7 +330,14 @@ STEPS = (
 )
 
 # What the command's own process does; with --init that is pid 1's child.
-FINAL = (drop_privileges, find_command, limit_capabilities, clean_process, execute)
+FINAL = (
+    drop_privileges,
+    find_command,
+    check_interpreters,
+    limit_capabilities,
+    clean_process,
+    execute,
+)
 
 
 def run(plan: Plan, channel: Channel) -> NoReturn:

@@ -78,6 +78,7 @@ class _Data(ctypes.Structure):
     )
 
 
+_capget = libc.function("capget", ctypes.c_void_p, ctypes.c_void_p)
 _capset = libc.function("capset", ctypes.c_void_p, ctypes.c_void_p)
 _prctl = libc.function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
@@ -121,6 +122,19 @@ def drop_bounding(keep: int, last_cap: int) -> None:
     for number in range(last_cap + 1):
         if not keep >> number & 1:
             prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, number)
+
+
+def get_caps() -> tuple[int, int, int]:
+    """Return this thread's effective, permitted and inheritable sets; capget(2)."""
+    header = _Header(_VERSION_3, 0)
+    data = (_Data * 2)()
+    libc.call("capget", _capget, ctypes.byref(header), ctypes.byref(data), shown=())
+    low, high = data
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
 
 
 def set_caps(effective: int, permitted: int, inheritable: int) -> None:

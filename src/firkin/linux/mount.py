@@ -230,18 +230,10 @@ def mount_setattr(
             else (),
         )
     except OSError as error:
-        # Linux 5.10 and 5.11 lack the call: the flags that a bind can have are
-        # set by a remount there. What a remount can't do is refused.
-        simple = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-        if error.errno != errno.ENOSYS or recursive or attr_set & ~simple or attr_clr:
-            raise
-        target = f"/proc/self/fd/{tree}"
-        # A remount sets all flags at once: those it has must be said again.
-        present = os.fstatvfs(tree).f_flag & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        if attr_set:
-            mount("", target, "", MS_REMOUNT | MS_BIND | present | attr_set, at=at)
-        if propagation:
-            mount("", target, "", propagation, at=at)
+        if error.errno == errno.ENOSYS:
+            why = "this kernel lacks mount_setattr: Linux 5.12 is needed"
+            raise OSError(error.errno, why, at) from None
+        raise
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -133,9 +133,13 @@ def compile_plan(
         plan.seccomp = Filter(seccomp, seccomp_flags).load
     plan.init = (config.get("annotations") or {}).get(INIT_ANNOTATION) == "true"
     if plan.init and not plan.new_user and plan.bounding & caps.mask(("CAP_SYS_PTRACE",)):
-        # Undumpable does not keep the reaper from a root with this capability, which
-        # would open /proc/1/exe, the host's Python (CVE-2019-5736).
-        plan.masked += ("/proc/1",)
+        # Undumpable does not keep the reaper from a root with this capability, who
+        # could trace it, and so change the host's Python (CVE-2019-5736).
+        raise Unsupported(
+            "cannot run --init with CAP_SYS_PTRACE",
+            "the command could trace the init, which runs the host's Python",
+            "add --userns auto, or leave out --init",
+        )
     return plan
 
 
@@ -230,6 +234,8 @@ def _root(
             mounts += _cgroup_mounts(entry, cgroup, private, field)
         else:
             mounts.append(_mount(entry, bundle, field))
+            if number and mounts[-1].destination == "/":
+                raise ConfigError(f"{field}.destination", "only the first mount can be the root")
     plan.mounts = tuple(mounts)
     devices = list(_DEVICES)
     for number, entry in enumerate(linux.get("devices") or ()):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Mapping = tuple[int, int, int]
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 
 # One more than the highest id that an image may sensibly use; what Docker's
 # and podman's documentation ask an administrator to hand out.
@@ -44,6 +45,14 @@ class IdMaps:
     def write(self, pid: int) -> None:
         """Write the maps of *pid*'s new user namespace; see :func:`write`."""
         write(pid, self)
+
+    def first_ids(self) -> tuple[int, int]:
+        """Return the uid and gid inside of who sets the namespace up: 0 where it is mapped."""
+        uid, gid = (
+            0 if any(inside == 0 for inside, _, _ in mappings) else mappings[0][0]
+            for mappings in (self.uids, self.gids)
+        )
+        return uid, gid
 
     def is_single(self) -> bool:
         """Whether only one id is mapped, which forbids setgroups(2) to ordinary users."""
@@ -250,6 +259,8 @@ def of_namespace(path: str) -> IdMaps:
     if pid == 0:
         try:
             os.close(end_writer)
+            # From here on the root of that namespace has rights over this process.
+            caps.prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
             ns.setns(fd, clone.CLONE_NEWUSER, path)
             os.write(joined_writer, b"\0")
             os.read(end_reader, 1)
@@ -324,8 +335,9 @@ def _run_mapped_child(
         if os.read(ready, 1) == b"x":
             if not maps.is_single() or os.geteuid() == 0:
                 os.setgroups([])
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
+            uid, gid = maps.first_ids()
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
             caps.prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signals.SIGKILL)
             function()
             status = 0

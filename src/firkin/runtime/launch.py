@@ -328,7 +328,7 @@ def failure(plan: Plan, step: str, number: str, path: str, why: str) -> SetupErr
     """Turn what the child reported into the exception to raise."""
     code = int(number)
     facts = {"step": step, "errno": code, "path": path}
-    if step in ("find_command", "execute"):
+    if step in ("find_command", "check_interpreters", "execute"):
         name = plan.args[0]
         what = f"cannot run '{name}'"
         if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):

@@ -203,10 +203,10 @@ def sweep(directory: str, remove_scratch: RemoveScratch) -> list[str]:
     What can't be removed stays recorded, for the next sweep.
     """
     try:
-        names = os.listdir(directory)
+        return _sweep(directory, os.listdir(directory), remove_scratch)
     except OSError:
+        # The directory can't be read or locked: not what this start is about.
         return []
-    return _sweep(directory, names, remove_scratch)
 
 
 def _lock_directory(directory: str) -> int:
