@@ -132,8 +132,11 @@ def compile_plan(
     if seccomp is not None:
         plan.seccomp = Filter(seccomp, seccomp_flags).load
     plan.init = (config.get("annotations") or {}).get(INIT_ANNOTATION) == "true"
-    if plan.init and not plan.new_user and plan.bounding & caps.mask(("CAP_SYS_PTRACE",)):
-        # Undumpable does not keep the reaper from a root with this capability, who
+    traces, admin = (
+        plan.bounding & caps.mask((f"CAP_SYS_{name}",)) for name in ("PTRACE", "ADMIN")
+    )
+    if plan.init and not plan.new_user and traces and not admin:
+        # Who has CAP_SYS_ADMIN over the host needs no such detour. Else: undumpable does not keep the reaper from a root with this capability, who
         # could trace it, and so change the host's Python (CVE-2019-5736).
         raise Unsupported(
             "cannot run --init with CAP_SYS_PTRACE",
