@@ -136,8 +136,9 @@ def compile_plan(
         plan.bounding & caps.mask((f"CAP_SYS_{name}",)) for name in ("PTRACE", "ADMIN")
     )
     if plan.init and not plan.new_user and traces and not admin:
-        # Who has CAP_SYS_ADMIN over the host needs no such detour. Else: undumpable does not keep the reaper from a root with this capability, who
-        # could trace it, and so change the host's Python (CVE-2019-5736).
+        # Who has CAP_SYS_ADMIN over the host needs no such detour. Otherwise: undumpable
+        # does not keep the reaper from a root with this capability, who could trace it,
+        # and so change the host's Python (CVE-2019-5736).
         raise Unsupported(
             "cannot run --init with CAP_SYS_PTRACE",
             "the command could trace the init, which runs the host's Python",
