@@ -82,11 +82,6 @@ _DEVICES = (
 )
 
 
-def namespaces() -> list[dict[str, Any]]:
-    """Return a new namespace of each type but user and time."""
-    return [{"type": kind} for kind in NAMESPACES]
-
-
 def mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
     """Return one entry of ``mounts``."""
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
