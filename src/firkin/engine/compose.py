@@ -22,7 +22,7 @@ from __future__ import annotations
 from firkin.engine import resources
 from firkin.errors import UsageError
 from firkin.linux.caps import NAMES as ALL_CAPABILITIES
-from firkin.spec import defaults
+from firkin.spec import OCI_VERSION, defaults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def compose(
 
     hostname = _hostname(request, machine)
     config: dict[str, Any] = {
-        "ociVersion": defaults.OCI_VERSION,
+        "ociVersion": OCI_VERSION,
         "process": _process(request, root, machine, user, hostname),
         "root": {"path": root.path, "readonly": request.read_only},
         "mounts": _mounts(request, root, machine, userns is not None),

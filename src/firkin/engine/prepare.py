@@ -305,7 +305,8 @@ def _load_seccomp(prepared: Prepared, request: Request, config: dict[str, Any]) 
         prepared.seccomp = seccomp_cache.cached_default(bounding, [cache])
         return
     resolved = _profile(profile, config)
-    prepared.seccomp = seccomp_cache.cached(resolved, cache)
+    prepared.seccomp = seccomp_cache.cached(resolved, [cache])
+    config["linux"]["seccomp"] = resolved
     from firkin.runtime import seccomp
 
     prepared.seccomp_flags = seccomp.filter_flags(resolved)
@@ -351,6 +352,12 @@ def _bundle(request: Request, container_id: str) -> Prepared:
     prepared.config = config
     prepared.bundle = bundle
     linux = config.get("linux") or {}
+    if linux.get("intelRdt") is not None:
+        raise Unsupported(
+            "cannot run this configuration: linux.intelRdt",
+            "firkin run makes no groups of resctrl",
+            "use firkin-runtime run",
+        )
     if any(n["type"] == "user" and not n.get("path") for n in linux.get("namespaces") or ()):
         from firkin.runtime import idmap
 
@@ -366,7 +373,7 @@ def _bundle(request: Request, container_id: str) -> Prepared:
         cache = os.path.join(store.default_path(), "seccomp")
         store.ensure_passable(store.default_path())
         store.ensure_directory(cache)
-        prepared.seccomp = seccomp_cache.cached(profile, cache)
+        prepared.seccomp = seccomp_cache.cached(profile, [cache])
         from firkin.runtime import seccomp
 
         prepared.seccomp_flags = seccomp.filter_flags(profile)

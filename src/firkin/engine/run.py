@@ -7,14 +7,13 @@ process leaves is on the container's record and swept by the next start.
 from __future__ import annotations
 
 import os
-import select
 import sys
 from time import monotonic
 
 from firkin.engine import prepare, rootfs
 from firkin.errors import ConfigError, FirkinError, SetupError, UsageError
 from firkin.linux import caps, clone, libc, mount, signals
-from firkin.runtime import cgroups, compiler, launch, state
+from firkin.runtime import cgroups, compiler, foreground, launch, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,17 +26,6 @@ if TYPE_CHECKING:
     from firkin.runtime.cgroups.group import Cgroup
     from firkin.runtime.cgroups.none import NoCgroup
     from firkin.runtime.terminal import Terminal
-
-# What is passed on to the command, as the issue's users know it from docker run.
-_FORWARDED = (
-    signals.SIGHUP,
-    signals.SIGINT,
-    signals.SIGQUIT,
-    signals.SIGTERM,
-    signals.SIGUSR1,
-    signals.SIGUSR2,
-)
-_HANDLED = (*_FORWARDED, signals.SIGWINCH, signals.SIGCONT)
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -98,14 +86,17 @@ class Run:
             FirkinError: it could not be started; nothing of it is left.
         """
         request = self._request
-        _check_descriptors(request.preserve_fds)
+        if request.preserve_fds:
+            from firkin.runtime import descriptors
+
+            descriptors.check_inherited(request.preserve_fds)
         if request.tty and request.interactive:
             from firkin.runtime.terminal import require_tty
 
             require_tty(0)
         # Before anything exists: from here on no signal ends us half-way.
-        old_mask = signals.block(_HANDLED)
-        signal_fd = signals.signalfd(_HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
+        old_mask = signals.block(foreground.HANDLED)
+        signal_fd = signals.signalfd(foreground.HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
         try:
             return self._run(signal_fd)
         except OSError as error:
@@ -192,17 +183,19 @@ class Run:
             plan.watch_members = not cgroup.paths()
         start = launch.Launch(plan, cgroup)
         if prepared.maps is not None:
+            from firkin.runtime import userns
+
             if plan.new_user:
                 start.maps = prepared.maps
-            plan.ns_uid, plan.ns_gid = prepared.maps.first_ids()
-            can_deny = os.geteuid() != 0 or plan.joined_user
-            plan.set_groups = not (can_deny and prepared.maps.is_single())
+            userns.apply_maps(plan, prepared.maps)
             if os.geteuid() == 0:
                 self._open_for_mapped(plan, prepared)
         start.oom_score_adj = prepared.config["process"].get("oomScoreAdj")
         start.on_pid = lambda pid: record.record("pid", f"{pid} {state.started(pid)}")
         start.on_ready = self._note_members
         start.on_debug = self.on_debug
+        if plan.listener:
+            start.on_listener = self._send_listener
         if plan.terminal:
             plan.window = _window() if plan.window == (0, 0) else plan.window
             start.on_console = self._attach
@@ -210,18 +203,10 @@ class Run:
 
     def _open_for_mapped(self, plan: Plan, prepared: Prepared) -> None:
         """Open what the root of the container, an ordinary user outside, could not reach."""
+        from firkin.runtime import userns
+
         opened = self._opened
-        for entry in plan.mounts:
-            # The container's cgroup is still to be made, and anyone may open it.
-            if entry.kind == "bind" and entry.fstype != "cgroup":
-                libc.because("a volume that only the host's root may open")
-                try:
-                    tree = mount.open_tree(entry.source, recursive=entry.recursive)
-                except OSError as error:
-                    raise SetupError(
-                        f"cannot mount '{entry.source}'", error.strerror or ""
-                    ) from error
-                entry.tree_fd = opened.add(tree)
+        userns.open_binds(plan, opened)
         if not prepared.lower or prepared.maps is None:
             return
         from firkin.runtime import idmap
@@ -246,6 +231,24 @@ class Run:
             ) from error
         plan.root_tree_fd = tree
 
+    def _send_listener(self, pid: int, fd: int) -> None:
+        from firkin.runtime import seccomp_notify
+        from firkin.spec import OCI_VERSION
+
+        prepared, record = self._prepared, self._state
+        if prepared is None or record is None:
+            return
+        state: dict[str, Any] = {
+            "ociVersion": OCI_VERSION,
+            "id": record.id,
+            "status": "creating",
+            "pid": pid,
+            "bundle": os.path.abspath(prepared.bundle),
+        }
+        if prepared.config.get("annotations"):
+            state["annotations"] = prepared.config["annotations"]
+        seccomp_notify.send(prepared.config["linux"]["seccomp"], state, pid, fd)
+
     def _note_members(self, mount_namespace: int) -> None:
         if mount_namespace and self._state is not None:
             self._mount_namespace = mount_namespace
@@ -259,49 +262,12 @@ class Run:
 
     def _wait(self, pid: int, pidfd: int, signal_fd: int, deadline: float | None) -> int:
         """Pass signals and terminal on until the first process has ended."""
-        terminal = self._terminal
-        while True:
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
-            poller.register(signal_fd, select.POLLIN)
-            for fd, events in terminal.fds() if terminal else ():
-                poller.register(fd, events)
-            remaining = None
-            if deadline is not None and not self.timed_out:
-                remaining = max(0.0, deadline - monotonic()) * 1000
-            ready = dict(poller.poll(remaining))
-            if pidfd in ready:
-                break
-            if not ready and deadline is not None and monotonic() >= deadline:
-                self.timed_out = True
-                self._kill(pidfd)
-            if signal_fd in ready:
-                self._forward(pidfd, signal_fd)
-            if terminal is not None:
-                for fd, events in ready.items():
-                    if fd not in (pidfd, signal_fd):
-                        terminal.handle(fd, events)
-        if terminal is not None:
-            terminal.drain(signal_fd)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
 
-    def _forward(self, pidfd: int, signal_fd: int) -> None:
-        for number, *_ in signals.read_signalfd(signal_fd):
-            if number == signals.SIGWINCH and self._terminal is not None:
-                self._terminal.resize()
-            elif number == signals.SIGCONT:
-                if self._terminal is not None:
-                    try:
-                        self._terminal.resume()
-                    except OSError:
-                        continue  # hung up: SIGHUP, which comes with it, is for the command
-            else:
-                try:
-                    signals.pidfd_send_signal(pidfd, number)
-                except ProcessLookupError:
-                    continue
+        def end() -> None:
+            self.timed_out = True
+            self._kill(pidfd)
+
+        return foreground.Foreground(pid, pidfd, signal_fd, self._terminal).wait(deadline, end)
 
     def _kill(self, pidfd: int) -> None:
         """End every process of the container."""
@@ -372,17 +338,6 @@ def _kill_orphans() -> None:
             # Our own children keep their number until we wait for them.
             os.kill(pid, signals.SIGKILL)
             os.waitpid(pid, 0)
-
-
-def _check_descriptors(count: int) -> None:
-    for fd in range(3, 3 + count):
-        try:
-            ours = not os.get_inheritable(fd)
-        except OSError:
-            ours = True
-        # What the caller left open was inherited; what we have opened is not to be.
-        if ours:
-            raise UsageError(f"cannot preserve {count} descriptors", f"descriptor {fd} is not open")
 
 
 def _write_cidfile(path: str, container_id: str) -> None:

@@ -15,9 +15,15 @@ gone, or, after GO, that ``execve`` succeeded.
       │ id maps of the second child            │  bridge clones the real child and
       │ MAPPED ──────────────────────────────▶ │  ends
       │ ◀──────────────────── CONSOLE (pty)    │  with a terminal
+      │ ◀──────────────────── HOOKS            │  the root stands, before the pivot;
+      │ HOOKED ──────────────────────────────▶ │  only when there are hooks to run
       │ ◀──────────────────── READY            │  only credentials and exec remain
       │ memory limit, last of all              │
       │ GO ──────────────────────────────────▶ │  drops its rights, execve
+      │ ◀──────────────────── LISTENER (fd)    │  only of a seccomp filter that asks
+      │ LISTENED ────────────────────────────▶ │  someone; the agent has it now
+      │ ◀──────────────────── CREATED          │  only of an OCI container, which now
+      │                                        │  waits on a FIFO, and for nobody else
       │ ◀──────────────────── end of file      │
       │
       │ ◀──────────────────── DEBUG            at any time: one kernel call, explained
@@ -44,7 +50,12 @@ FORKED = b"F"
 MAPPED = b"M"
 CONSOLE = b"P"
 READY = b"R"
+HOOKS = b"H"
+HOOKED = b"h"
 GO = b"G"
+LISTENER = b"L"
+LISTENED = b"l"
+CREATED = b"C"
 DEBUG = b"D"
 ERROR = b"E"
 

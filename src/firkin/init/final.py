@@ -48,6 +48,11 @@ def die_with_parent() -> None:
     caps.prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signals.SIGKILL)
 
 
+def live_without_parent() -> None:
+    """Undo :func:`die_with_parent`."""
+    caps.prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, 0)
+
+
 def make_undumpable() -> None:
     """Let no process of the container trace us or open our files (CVE-2016-9962).
 
@@ -63,14 +68,8 @@ def make_dumpable() -> None:
 
 def drop_privileges(plan: Plan) -> None:
     """Take the command's identity and no more than its capabilities."""
-    libc.because("a session keyring of its own: the host's keys are not reachable through it")
-    try:
-        libc.syscall("keyctl", _SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
-    except OSError as error:
-        # No keyrings in this kernel, an outer seccomp profile without them, a full
-        # quota: then there is nothing that could be reached either, or no key fits.
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT, errno.ENOMEM):
-            raise
+    if plan.new_keyring:
+        _join_keyring()
     if plan.personality >= 0:
         libc.because("the execution domain that was asked for")
         libc.call("personality", _personality, plan.personality)
@@ -93,6 +92,17 @@ def drop_privileges(plan: Plan) -> None:
     _enter_directory(plan, may_retry=False)
     if plan.umask >= 0:
         os.umask(plan.umask)
+
+
+def _join_keyring() -> None:
+    libc.because("a session keyring of its own: the host's keys are not reachable through it")
+    try:
+        libc.syscall("keyctl", _SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None)
+    except OSError as error:
+        # No keyrings in this kernel, an outer seccomp profile without them, a full
+        # quota: then there is nothing that could be reached either, or no key fits.
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT, errno.ENOMEM):
+            raise
 
 
 def _enter_directory(plan: Plan, *, may_retry: bool) -> None:
@@ -243,6 +253,15 @@ def close_files(plan: Plan) -> None:
                 continue
 
 
+def load_seccomp(plan: Plan) -> None:
+    """Give up what set-user-ID programs give, and load the filter, which then needs no rights."""
+    libc.because("no set-user-ID program gives anything back")
+    caps.prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+    if plan.seccomp is not None:
+        libc.because("system calls that containers don't need are refused, last of all")
+        plan.seccomp()
+
+
 def execute(plan: Plan, path: str) -> None:
     """Load the seccomp filter where it comes last, and become the command.
 
@@ -250,11 +269,7 @@ def execute(plan: Plan, path: str) -> None:
         OSError: execve failed; this process must end.
     """
     if plan.no_new_privs:
-        libc.because("no set-user-ID program gives anything back")
-        caps.prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
-        if plan.seccomp is not None:
-            libc.because("system calls that containers don't need are refused, last of all")
-            plan.seccomp()
+        load_seccomp(plan)
     environment = {}
     for entry in plan.env:
         name, _, value = entry.partition("=")

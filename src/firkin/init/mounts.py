@@ -32,7 +32,11 @@ def enter_root(plan: Plan) -> int:
     The first mount of the plan is the root itself where its destination is "/".
     """
     libc.because("no mount of the container reaches the host, whatever the host's propagation")
-    mount.mount("", "/", "", plan.root_propagation or mount.MS_SLAVE | mount.MS_REC)
+    before = plan.root_propagation or mount.MS_SLAVE
+    if before & mount.MS_UNBINDABLE:
+        # Of the container's root only: volumes are still to be bound.
+        before = mount.MS_PRIVATE
+    mount.mount("", "/", "", before | mount.MS_REC)
     if plan.root_propagation & mount.MS_SHARED:
         # Shared volumes need the host's mounts shared; the one that our root is
         # mounted on must not be, or the root would appear on the host.
@@ -46,7 +50,7 @@ def enter_root(plan: Plan) -> int:
     first = plan.mounts[0] if plan.mounts else None
     if first is not None and first.destination == "/":
         libc.because("the container's root: its writes go to the upper folder, the image stays")
-        _mount_on(first, root)
+        _mount_on(first, root, first.data)
     elif plan.root_tree_fd < 0:
         libc.because("pivot_root needs the new root to be a mount")
         tree = mount.open_tree(plan.root, recursive=True)
@@ -92,8 +96,10 @@ def _mount_in(entry: Mount, root: int) -> None:
         libc.via(os.symlink, entry.source, name, dir_fd=folder)
         os.close(folder)
         return
-    if entry.kind == "setattr":
+    if entry.kind in ("setattr", "remount"):
         made = paths.open_in_root(root, entry.destination, os.O_PATH)
+        if entry.kind == "remount":
+            _remount(entry, made)
         _set_attributes(entry, made)
         os.close(made)
         return
@@ -102,22 +108,74 @@ def _mount_in(entry: Mount, root: int) -> None:
     if entry.kind == "bind":
         tree = entry.tree_fd
         if tree < 0:
-            tree = mount.open_tree(entry.source, recursive=entry.recursive)
+            tree = mount.open_tree(
+                entry.source, recursive=entry.recursive, follow=not entry.nofollow
+            )
         is_file = not stat.S_ISDIR(os.fstat(tree).st_mode)
-    target = paths.make_in_root(root, entry.destination, "file" if is_file else "dir")
+    data = entry.data
+    if entry.fstype == "tmpfs" and "mode=" not in data:
+        data = _with_mode(data, root, entry.destination)
+    kind = "file" if is_file else "dir"
+    make = _make_unfollowed if entry.onto_link else paths.make_in_root
+    target = make(root, entry.destination, kind)
     try:
         if entry.fstype in ("proc", "sysfs"):
             _check_plain_target(root, entry)
-        _mount_on(entry, target, tree)
-        if entry.kind == "mount" and (entry.propagation or entry.rec_set or entry.rec_clr):
+        _mount_on(entry, target, data, tree)
+        if entry.kind == "mount" and (
+            entry.propagation or entry.rec_set or entry.rec_clr or entry.copy_up
+        ):
             # *target* is on what the mount covers; look the mount itself up again.
             made = paths.open_in_root(root, entry.destination, os.O_PATH)
+            if entry.copy_up:
+                _copy_up(entry, target, made)
             _set_shared_attributes(entry, made)
             os.close(made)
     finally:
         os.close(target)
         if tree >= 0:
             os.close(tree)
+
+
+def _with_mode(data: str, root: int, path: str) -> str:
+    """Add the mode of the folder that a tmpfs covers, as runc and crun do; 1777 otherwise."""
+    try:
+        covered = paths.open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return data
+    mode = stat.S_IMODE(os.fstat(covered).st_mode)
+    os.close(covered)
+    return f"{data},mode={mode:o}".lstrip(",")
+
+
+def _make_unfollowed(root: int, path: str, kind: str) -> int:
+    """As ``make_in_root``, but a link in the last place is itself what is returned."""
+    parent, name = os.path.split(path)
+    folder = paths.make_in_root(root, parent, "dir")
+    try:
+        try:
+            fd: int = libc.via(
+                os.open, name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
+            )
+        except FileNotFoundError:
+            return paths.make_in_root(folder, name, kind)
+    finally:
+        os.close(folder)
+    return fd
+
+
+def _remount(entry: Mount, made: int) -> None:
+    flags = entry.flags | mount.MS_REMOUNT
+    where = f"/proc/self/fd/{made}"
+    mount.mount(entry.source, where, entry.fstype, flags, entry.data, at=entry.destination)
+
+
+def _copy_up(entry: Mount, covered: int, made: int) -> None:
+    from firkin.init import copy_up
+
+    copy_up.copy_up(covered, made, entry.destination, entry.data)
+    if entry.attr_set:
+        mount.mount_setattr(made, attr_set=entry.attr_set, at=entry.destination)
 
 
 # One line a place, or else a file system type, for --explain.
@@ -156,14 +214,14 @@ def _check_plain_target(root: int, entry: Mount) -> None:
         os.close(fd)
 
 
-def _mount_on(entry: Mount, target: int, tree: int = -1) -> None:
+def _mount_on(entry: Mount, target: int, data: str, tree: int = -1) -> None:
     at = entry.destination
     if entry.kind == "bind":
         _set_attributes(entry, tree)
         mount.move_mount(tree, target, at=at)
         return
     where = f"/proc/self/fd/{target}"
-    mount.mount(entry.source, where, entry.fstype, entry.flags, entry.data, at=at)
+    mount.mount(entry.source, where, entry.fstype, entry.flags, data, at=at)
 
 
 def _set_attributes(entry: Mount, tree: int) -> None:
@@ -208,10 +266,10 @@ def make_devices(plan: Plan, root: int) -> None:
 
 
 def _make_nodes(plan: Plan, root: int, dev: int) -> None:
-    for path, mode, number, uid, gid in plan.devices:
-        if plan.bind_devices:
+    for path, mode, number, uid, gid, source in plan.devices:
+        if plan.bind_devices and not stat.S_ISFIFO(mode):
             libc.because("a user namespace can't make device nodes: the host's are bound")
-            tree = mount.open_tree(path, recursive=False)
+            tree = mount.open_tree(source, recursive=False)
             if os.fstat(tree).st_rdev != number:
                 raise OSError(errno.ENODEV, "the host has another device under this name", path)
             target = paths.make_in_root(root, path, "file")
@@ -289,8 +347,8 @@ def pivot(root: int, propagation: int) -> None:
 
     Args:
         root: a descriptor of the new root.
-        propagation: ``MS_…`` of the new root mount for mounts of the container's
-            own making, or 0.
+        propagation: ``MS_…`` of the new root mount, with ``MS_REC`` of all below it, for
+            mounts that come later; or 0.
     """
     libc.because("the container's root becomes /; the host's root lies below it for a moment")
     old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -306,7 +364,28 @@ def pivot(root: int, propagation: int) -> None:
     libc.via(os.chdir, "/")
     if propagation:
         libc.because("rootfsPropagation")
-        mount.mount("", "/", "", propagation & ~mount.MS_REC)
+        mount.mount("", "/", "", propagation)
+
+
+def move_root(root: int, propagation: int) -> None:
+    """As :func:`pivot`, where the host's root is a ramfs, which can't be pivoted away.
+
+    What was mounted on the host's root before is covered, not gone: processes with
+    CAP_SYS_ADMIN can reach it. For ``--no-pivot`` only.
+    """
+    libc.because("--no-pivot: the container's root covers the host's")
+    libc.via(os.fchdir, root)
+    tree = mount.open_tree("", recursive=True, dirfd=root)
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mount.move_mount(tree, old, at="/")
+    os.close(old)
+    libc.via(os.fchdir, tree)
+    os.close(tree)
+    libc.via(os.chroot, ".")
+    libc.via(os.chdir, "/")
+    if propagation:
+        libc.because("rootfsPropagation")
+        mount.mount("", "/", "", propagation)
 
 
 def readonly_root() -> None:

@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from firkin.init.hooks import Hook
+
 
 class Mount:
     """One mount, in the terms of the calls that make it."""
@@ -18,11 +20,14 @@ class Mount:
     __slots__ = (
         "attr_clr",
         "attr_set",
+        "copy_up",
         "data",
         "destination",
         "flags",
         "fstype",
         "kind",
+        "nofollow",
+        "onto_link",
         "propagation",
         "rec_clr",
         "rec_set",
@@ -33,7 +38,8 @@ class Mount:
 
     def __init__(self, kind: str, destination: str, source: str = "", fstype: str = "") -> None:
         # "mount" for a file system, "bind" for a tree of the host's, "symlink" for a
-        # link (to source), "setattr" for new attributes of what is mounted there.
+        # link (to source); of what is mounted there, "setattr" for new attributes and
+        # "remount" for new options.
         self.kind = kind
         self.destination = destination  # inside the root, absolute
         self.source = source
@@ -45,12 +51,16 @@ class Mount:
         self.rec_set = self.rec_clr = 0
         self.propagation: tuple[int, ...] = ()  # MS_PRIVATE…, one call each
         self.tree_fd = -1  # a detached tree that the parent made, or -1
+        self.nofollow = False  # a source that is a link is bound itself
+        self.onto_link = False  # a destination that is a link is mounted on itself
+        self.copy_up = False  # a tmpfs begins with what it covers
 
 
 class Plan:
     """What :mod:`firkin.init.stages` carries out."""
 
     __slots__ = (
+        "affinity",
         "ambient",
         "args",
         "arguments_area",
@@ -58,28 +68,40 @@ class Plan:
         "bounding",
         "cgroup_entries",
         "clone_flags",
+        "create_hooks",
         "cwd",
+        "detached",
         "devices",
         "domainname",
         "effective",
         "env",
+        "error_fd",
         "explain",
+        "fifo_fd",
         "gid",
         "groups",
+        "hook_states",
         "hostname",
         "inheritable",
         "init",
         "into_cgroup",
+        "io_priority",
         "joined_user",
         "joins",
         "keep_fds",
+        "labels",
         "last_cap",
+        "listener",
         "loopback",
         "masked",
+        "memory_policy",
         "mounts",
+        "net_devices",
         "new_cgroup",
+        "new_keyring",
         "new_user",
         "no_new_privs",
+        "no_pivot",
         "ns_gid",
         "ns_uid",
         "null_fd",
@@ -88,12 +110,16 @@ class Plan:
         "personality",
         "readonly_paths",
         "readonly_root",
+        "release_fds",
         "rlimits",
         "root",
         "root_propagation",
         "root_tree_fd",
+        "runtime_hooks",
+        "sched_attr",
         "seccomp",
         "set_groups",
+        "start_hooks",
         "sysctl",
         "terminal",
         "time_offsets",
@@ -122,14 +148,17 @@ class Plan:
         self.hostname = ""
         self.domainname = ""
         self.loopback = False
+        # Names on the host and inside, of what the parent moves into our network namespace.
+        self.net_devices: tuple[tuple[str, str], ...] = ()
         self.sysctl: tuple[tuple[str, str], ...] = ()
         # root file system; root is "" where the mount namespace is not ours
         self.root = ""
         self.root_tree_fd = -1
         self.root_propagation = 0
+        self.no_pivot = False  # on a ramfs: move the root to "/" and chroot
         self.mounts: tuple[Mount, ...] = ()
-        # (path, mode, device number, uid, gid); type is part of the mode
-        self.devices: tuple[tuple[str, int, int, int, int], ...] = ()
+        # (path, mode, device number, uid, gid, path on the host); type is part of the mode
+        self.devices: tuple[tuple[str, int, int, int, int, str], ...] = ()
         self.bind_devices = False  # in a user namespace nodes can't be made
         self.masked: tuple[str, ...] = ()
         self.readonly_paths: tuple[str, ...] = ()
@@ -155,7 +184,27 @@ class Plan:
         self.inheritable = self.ambient = 0
         self.no_new_privs = True
         self.seccomp: Callable[[], int] | None = None  # loads the filter
+        self.listener = 0  # how the parent gets the filter's: LISTENER_… of init/listener.py
+        self.sched_attr = b""  # struct sched_attr, or empty; set by the parent
+        self.io_priority = -1  # for ioprio_set(2), or -1; set by the parent
+        # Processors before and after the child has joined the cgroup; set by the parent.
+        self.affinity: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        self.memory_policy: tuple[int, bytes] = (-1, b"")  # mode, mask of nodes
+        # What the next execve is to run as: files below /proc/thread-self, of which the
+        # first that is there takes the text.
+        self.labels: tuple[tuple[tuple[str, ...], str], ...] = ()
+        self.new_keyring = True  # a session keyring of its own
         self.keep_fds = 0  # descriptors 3 … 2+N are passed to the command
         self.init = False  # our reaper is pid 1
         self.arguments_area = (0, 0)  # where our own command line lies, for the reaper
         self.explain = False
+        # lifecycle: an OCI container outlives the process that makes it
+        self.detached = False
+        self.release_fds: tuple[int, ...] = ()  # locks that are the parent's alone
+        self.fifo_fd = -1  # to wait on before the command, or -1: don't wait
+        self.error_fd = -1  # where what fails after that wait is written
+        self.runtime_hooks = False  # the parent runs hooks before the pivot
+        self.create_hooks: tuple[Hook, ...] = ()
+        self.start_hooks: tuple[Hook, ...] = ()
+        # The state on a hook's stdin, before and after the pid; at creation, at the start.
+        self.hook_states: tuple[tuple[str, str], tuple[str, str]] = (("", ""), ("", ""))

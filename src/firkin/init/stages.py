@@ -33,6 +33,16 @@ def preload(plan: Plan) -> None:
         import firkin.init.reaper
     if plan.terminal:
         import firkin.linux.pty
+    if plan.create_hooks or plan.start_hooks:
+        import firkin.init.hooks
+    if plan.fifo_fd >= 0:
+        import firkin.init.waiting
+    if plan.memory_policy[0] >= 0 or plan.labels:
+        import firkin.init.traits
+    if plan.listener:
+        import firkin.init.listener
+    if any(entry.copy_up for entry in plan.mounts):
+        import firkin.init.copy_up
     if plan.explain:
         import firkin.linux.decode  # noqa: F401
 
@@ -40,7 +50,17 @@ def preload(plan: Plan) -> None:
 class Child:
     """What the steps hand on to each other."""
 
-    __slots__ = ("channel", "empty", "mount_namespace", "null", "path", "plan", "root")
+    __slots__ = (
+        "channel",
+        "empty",
+        "mount_namespace",
+        "null",
+        "path",
+        "plan",
+        "proc",
+        "root",
+        "started",
+    )
 
     def __init__(self, plan: Plan, channel: Channel) -> None:
         self.plan = plan
@@ -48,6 +68,8 @@ class Child:
         self.root = -1  # the container's root, before the pivot
         self.null = self.empty = -1  # what masked paths are covered with
         self.path = ""  # of the command
+        self.proc = -1  # the host's /proc, where labels are written
+        self.started = False  # nobody listens on the channel any more
         self.mount_namespace = 0  # its id, where the parent wants to know
 
 
@@ -57,8 +79,13 @@ def begin(child: Child) -> None:
     final.die_with_parent()
     libc.because("a session of its own: the host's terminal does not control it")
     libc.via(os.setsid)
+    for fd in child.plan.release_fds:
+        os.close(fd)
+    child.plan.release_fds = ()
     # Modes of what is made below are exactly those of the configuration.
     os.umask(0)
+    if child.plan.labels and child.proc < 0:
+        child.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def unshare_namespaces(child: Child) -> None:
@@ -183,6 +210,19 @@ def build_root(child: Child) -> None:
     mounts.make_devices(plan, child.root)
 
 
+def run_hooks(child: Child) -> None:
+    """Run the hooks of the creation: the parent's, then those inside our namespaces."""
+    plan = child.plan
+    if plan.runtime_hooks:
+        child.channel.send(protocol.HOOKS)
+        child.channel.expect(protocol.HOOKED)
+    if plan.create_hooks:
+        from firkin.init import hooks
+
+        before, after = plan.hook_states[0]
+        hooks.run(plan.create_hooks, "createContainer", f"{before}{os.getpid()}{after}")
+
+
 def set_sysctls(child: Child) -> None:
     """Set kernel parameters of our namespaces; the host's /proc shows ours, too."""
     libc.because("--sysctl: parameters of the container's own namespaces")
@@ -193,7 +233,10 @@ def set_sysctls(child: Child) -> None:
 def enter_root(child: Child) -> None:
     """Pivot into the container's root."""
     if child.root >= 0:
-        mounts.pivot(child.root, child.plan.root_propagation)
+        enter = mounts.move_root if child.plan.no_pivot else mounts.pivot
+        propagation = child.plan.root_propagation
+        # Of what can't be bound nothing could be protected: that is for close_root.
+        enter(child.root, 0 if propagation & mount.MS_UNBINDABLE else propagation)
         os.close(child.root)
 
 
@@ -250,6 +293,9 @@ def close_root(child: Child) -> None:
     if child.plan.readonly_root:
         mounts.readonly_root()
     mounts.mask_paths(child.plan, child.null, child.empty)
+    if child.plan.root_propagation & mount.MS_UNBINDABLE:
+        libc.because("rootfsPropagation")
+        mount.mount("", "/", "", child.plan.root_propagation)
 
 
 def wait_for_go(child: Child) -> None:
@@ -272,6 +318,19 @@ def run_init(child: Child) -> None:
         lambda _pid: final.limit_reaper(child.plan),
         arguments=child.plan.arguments_area,
     )
+
+
+def set_traits(child: Child) -> None:
+    """Set what few configurations ask for: memory nodes, labels of security modules."""
+    plan = child.plan
+    if plan.memory_policy[0] < 0 and not plan.labels:
+        return
+    from firkin.init import traits
+
+    if plan.memory_policy[0] >= 0:
+        traits.set_memory_policy(plan)
+    if plan.labels:
+        traits.set_labels(plan, child.proc)
 
 
 def drop_privileges(child: Child) -> None:
@@ -300,7 +359,37 @@ def clean_process(child: Child) -> None:
     signals.reset_dispositions()
     final.close_files(child.plan)
     final.set_rlimits(child.plan)
-    signals.set_mask(0)
+    if child.plan.fifo_fd < 0:
+        signals.set_mask(0)
+
+
+def load_listener(child: Child) -> None:
+    """Load a filter that asks someone while the parent, who finds that one, is there."""
+    plan = child.plan
+    if plan.listener and plan.no_new_privs:
+        final.load_seccomp(plan)
+        plan.seccomp = None
+
+
+def wait_on_fifo(child: Child) -> None:
+    """Of an OCI container: let the creator go, wait for the start, and run its hooks."""
+    plan = child.plan
+    if not plan.detached:
+        return
+    libc.because("the container lives on without the process that made it")
+    final.live_without_parent()
+    child.channel.send(protocol.CREATED)
+    if plan.fifo_fd >= 0:
+        from firkin.init import waiting
+
+        child.started = True
+        waiting.wait(plan.fifo_fd)
+        signals.set_mask(0)
+    if plan.start_hooks:
+        from firkin.init import hooks
+
+        before, after = plan.hook_states[1]
+        hooks.run(plan.start_hooks, "startContainer", f"{before}{os.getpid()}{after}")
 
 
 def execute(child: Child) -> None:
@@ -320,6 +409,7 @@ STEPS = (
     set_names,
     bring_up_loopback,
     build_root,
+    run_hooks,
     set_sysctls,
     enter_root,
     make_directory,
@@ -331,11 +421,14 @@ STEPS = (
 
 # What the command's own process does; with --init that is pid 1's child.
 FINAL = (
+    set_traits,
     drop_privileges,
     find_command,
     check_interpreters,
     limit_capabilities,
     clean_process,
+    load_listener,
+    wait_on_fifo,
     execute,
 )
 
@@ -343,6 +436,10 @@ FINAL = (
 def run(plan: Plan, channel: Channel) -> NoReturn:
     """Carry out *plan* in the process that the parent has just cloned. Never returns."""
     child = Child(plan, channel)
+    if plan.listener:
+        from firkin.init.listener import Loader
+
+        plan.seccomp = Loader(plan, channel).load
     _listen(child)
     _finish(child, STEPS + FINAL)
 
@@ -366,6 +463,11 @@ def _finish(child: Child, steps: tuple[Any, ...]) -> NoReturn:
 
 def _report(child: Child, step: str, number: int, path: Any, text: str) -> None:
     name = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
+    if child.started:
+        from firkin.init import waiting
+
+        waiting.report(child.plan.error_fd, step, number, name, text)
+        return
     try:
         child.channel.send(protocol.ERROR, step, str(number), name, text)
     except OSError:

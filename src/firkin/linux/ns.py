@@ -93,6 +93,12 @@ def open_namespace(path: str, flag: int) -> int:
     return fd
 
 
+def is_own(fd: int, kind: str) -> bool:
+    """Whether *fd* is the namespace of type *kind*, by the specification's name, that we are in."""
+    file = next(file for name, file, _ in NAMESPACES if name == kind)
+    return os.path.samestat(os.fstat(fd), os.stat(f"/proc/self/ns/{file}"))
+
+
 def mount_namespace_id(process: int | str) -> int:
     """Return the id of a process's mount namespace; unlike the inode's, never used again.
 

@@ -14,7 +14,7 @@ import stat
 from firkin.errors import ConfigError, Unsupported, UsageError
 from firkin.init.plan import Mount, Plan
 from firkin.linux import caps, clone, mount, ns
-from firkin.linux.seccomp import Filter
+from firkin.linux.seccomp import SECCOMP_FILTER_FLAG_NEW_LISTENER, Filter
 from firkin.runtime import mount_options
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ _PERSONALITIES = {"LINUX": 0x0000, "LINUX32": 0x0008}
 
 # (path, mode, major, minor): the devices that the specification promises.
 _DEVICES = tuple(
-    (f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor), 0, 0)
+    (f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor), 0, 0, f"/dev/{name}")
     for name, major, minor in (
         ("null", 1, 3),
         ("zero", 1, 5),
@@ -61,23 +61,13 @@ _DEVICES = tuple(
         ("tty", 5, 0),
     )
 )
+# File systems whose files have labels of the kernel's own.
+_UNLABELLED = ("proc", "sysfs", "mqueue", "cgroup", "cgroup2")
+
 _DEVICE_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
-# What no part of this runtime carries out yet; docs/roadmap.md has the list.
-# Refused, for a container that lacks what was asked for is not that container.
-_NOT_YET = (
-    ("hooks",),
-    ("process", "apparmorProfile"),
-    ("process", "selinuxLabel"),
-    ("process", "scheduler"),
-    ("process", "ioPriority"),
-    ("process", "execCPUAffinity"),
-    ("linux", "mountLabel"),
-    ("linux", "intelRdt"),
-    ("linux", "memoryPolicy"),
-    ("linux", "netDevices"),
-    ("linux", "seccomp", "listenerPath"),
-)
+# Fields of a process that a module of their own compiles.
+_RARE = ("scheduler", "ioPriority", "apparmorProfile", "selinuxLabel")
 
 
 class Opened:
@@ -119,18 +109,18 @@ def compile_plan(
         ConfigError: a field that can't be carried out.
         Unsupported: a field that this version or machine does not know.
     """
-    for field in _NOT_YET:
-        _refuse(config, field)
     process = config.get("process")
     if not process:
         raise ConfigError("process", "it is missing, and there is nothing to run without it")
     linux = config.get("linux") or {}
     plan = Plan()
     _namespaces(plan, config, linux, opened)
-    _root(plan, config, linux, bundle, cgroup)
+    _root(plan, config, linux, bundle, cgroup, opened)
     _process(plan, process)
+    compile_traits(plan, linux)
     if seccomp is not None:
         plan.seccomp = Filter(seccomp, seccomp_flags).load
+        compile_listener(plan, linux.get("seccomp") or {}, seccomp_flags)
     plan.init = (config.get("annotations") or {}).get(INIT_ANNOTATION) == "true"
     traces, admin = (
         plan.bounding & caps.mask((f"CAP_SYS_{name}",)) for name in ("PTRACE", "ADMIN")
@@ -147,14 +137,52 @@ def compile_plan(
     return plan
 
 
-def _refuse(config: dict[str, Any], field: tuple[str, ...]) -> None:
-    value: Any = config
-    for name in field:
-        value = value.get(name) if isinstance(value, dict) else None
-    if value and (field != ("hooks",) or any(value.values())):
-        raise Unsupported(
-            f"cannot run this configuration: {'.'.join(field)}", "firkin does not know it yet"
-        )
+def compile_process(process: dict[str, Any], seccomp: bytes | None, seccomp_flags: int) -> Plan:
+    """Compile a process that joins an existing container; its namespaces are still to be named.
+
+    Args:
+        process: a validated ``process`` of a configuration.
+        seccomp, seccomp_flags: as for :func:`compile_plan`.
+
+    Raises:
+        ConfigError, Unsupported: as :func:`compile_plan`.
+    """
+    plan = Plan()
+    _process(plan, process)
+    if process.get("execCPUAffinity"):
+        from firkin.runtime.process_fields import affinity
+
+        plan.affinity = affinity(process)
+    if seccomp is not None:
+        plan.seccomp = Filter(seccomp, seccomp_flags).load
+    return plan
+
+
+def compile_listener(plan: Plan, profile: dict[str, Any], flags: int) -> None:
+    """Say in *plan* how the listener of a filter with ``SCMP_ACT_NOTIFY`` is handed over.
+
+    Raises:
+        ConfigError: *profile* does not let it.
+    """
+    if flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+        from firkin.runtime import seccomp_notify
+
+        plan.listener = seccomp_notify.way(profile)
+
+
+def compile_traits(plan: Plan, linux: dict[str, Any]) -> None:
+    """Compile what all processes of a container have in common: personality, memoryPolicy.
+
+    Raises:
+        ConfigError: nodes that no kernel takes.
+    """
+    personality = linux.get("personality") or {}
+    if personality:
+        plan.personality = _PERSONALITIES[personality["domain"]]
+    if linux.get("memoryPolicy"):
+        from firkin.runtime.process_fields import memory_policy
+
+        plan.memory_policy = memory_policy(linux["memoryPolicy"])
 
 
 def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opened: Opened) -> None:
@@ -195,11 +223,11 @@ def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opene
             for clock, o in offsets.items()
         ) or (("boottime", 0, 0),)
     if linux.get("sysctl"):
-        from firkin.spec.rules import sysctl_path
+        plan.sysctl = _sysctls(linux["sysctl"], joins)
+    if linux.get("netDevices"):
+        from firkin.runtime import net_devices
 
-        plan.sysctl = tuple(
-            (f"/proc/sys/{sysctl_path(name)}", value) for name, value in linux["sysctl"].items()
-        )
+        plan.net_devices = net_devices.compile_devices(linux["netDevices"])
     if not new & clone.CLONE_NEWNS and "mount" not in joins:
         raise ConfigError(
             "linux.namespaces",
@@ -215,6 +243,7 @@ def _root(
     linux: dict[str, Any],
     bundle: str,
     cgroup: Cgroup | NoCgroup,
+    opened: Opened,
 ) -> None:
     if not plan.root:
         return
@@ -228,9 +257,13 @@ def _root(
     plan.readonly_root = bool(root.get("readonly"))
     propagation = linux.get("rootfsPropagation")
     if propagation:
-        flags = mount_options.propagation_flags(propagation, "linux.rootfsPropagation")
-        plan.root_propagation = flags | mount.MS_REC
+        plan.root_propagation = mount_options.propagation_flags(
+            propagation, "linux.rootfsPropagation"
+        )
+    plan.masked = tuple(linux.get("maskedPaths") or ())
+    plan.readonly_paths = tuple(linux.get("readonlyPaths") or ())
     mounts: list[Mount] = []
+    mapped: list[tuple[Mount, dict[str, Any], str]] = []
     private = plan.new_cgroup
     for number, entry in enumerate(config.get("mounts") or ()):
         field = f"mounts[{number}]"
@@ -240,18 +273,75 @@ def _root(
             mounts.append(_mount(entry, bundle, field))
             if number and mounts[-1].destination == "/":
                 raise ConfigError(f"{field}.destination", "only the first mount can be the root")
+            if _has_own_ids(entry):
+                mapped.append((mounts[-1], entry, field))
     plan.mounts = tuple(mounts)
-    devices = list(_DEVICES)
-    for number, entry in enumerate(linux.get("devices") or ()):
-        devices.append(_device(entry, f"linux.devices[{number}]"))
+    _label_mounts(plan, linux)
+    if mapped:
+        from firkin.runtime import mount_ids
+
+        mount_ids.map_ids(plan, linux, opened, mapped)
+    _devices(plan, linux)
+
+
+def _label_mounts(plan: Plan, linux: dict[str, Any]) -> None:
+    if not linux.get("mountLabel"):
+        return
+    from firkin.runtime.process_fields import mount_label
+
+    option = mount_label(linux["mountLabel"])
+    for made in plan.mounts:
+        if made.kind == "mount" and made.fstype not in _UNLABELLED:
+            made.data = f"{made.data},{option}".lstrip(",")
+
+
+def _has_own_ids(entry: dict[str, Any]) -> bool:
+    options = entry.get("options") or ()
+    return bool(
+        "idmap" in options
+        or "ridmap" in options
+        or entry.get("uidMappings")
+        or entry.get("gidMappings")
+    )
+
+
+def _devices(plan: Plan, linux: dict[str, Any]) -> None:
     # A /dev that is bound from the host is not ours to fill.
-    if any(m.kind == "bind" and os.path.normpath(m.destination) == "/dev" for m in mounts):
-        devices = []
-    plan.devices = tuple(devices)
+    at_dev = [made for made in plan.mounts if made.destination == "/dev"]
+    if any(made.kind == "bind" for made in at_dev):
+        return
+    for made in at_dev:
+        if made.flags & mount.MS_RDONLY:
+            # Devices are still to be made in it: it turns read-only with the other paths.
+            made.flags &= ~mount.MS_RDONLY
+            plan.readonly_paths = ("/dev", *plan.readonly_paths)
     joins_user = any(flag == clone.CLONE_NEWUSER for _, flag, _ in plan.joins)
     plan.bind_devices = plan.new_user or joins_user or _in_user_namespace()
-    plan.masked = tuple(linux.get("maskedPaths") or ())
-    plan.readonly_paths = tuple(linux.get("readonlyPaths") or ())
+    wanted = {
+        entry["path"]: _device(entry, plan.bind_devices, f"linux.devices[{number}]")
+        for number, entry in enumerate(linux.get("devices") or ())
+    }
+    # One that the configuration has, too, is made as that says.
+    promised = [device for device in _DEVICES if device[0] not in wanted]
+    plan.devices = (*promised, *wanted.values())
+
+
+def _sysctls(
+    wanted: dict[str, str], joins: dict[str, tuple[int, int, str]]
+) -> tuple[tuple[str, str], ...]:
+    """Compile ``linux.sysctl``, and see that no joined namespace is the host's own."""
+    from firkin.spec.rules import sysctl_namespace, sysctl_path
+
+    found = []
+    for name, value in wanted.items():
+        path = sysctl_path(name)
+        kind = sysctl_namespace(path)
+        if kind in joins and ns.is_own(joins[kind][0], kind):
+            raise ConfigError(
+                f"linux.sysctl.{name}", f"the container shares the {kind} namespace of the host"
+            )
+        found.append((f"/proc/sys/{path}", value))
+    return tuple(found)
 
 
 def _in_user_namespace() -> bool:
@@ -273,22 +363,35 @@ def _mount(entry: dict[str, Any], bundle: str, field: str) -> Mount:
     source: str = entry.get("source") or kind or "none"
     destination = _destination(entry)
     if bind:
-        result = Mount("bind", destination, os.path.join(bundle, source))
+        path = os.path.join(bundle, source)
+        if options.copy_symlink and os.path.islink(path):
+            return Mount("symlink", destination, os.readlink(path))
+        result = Mount("setattr" if options.remount else "bind", destination, path)
         result.recursive = options.recursive or kind == "rbind"
         result.attr_set, result.attr_clr = options.attr_set, options.attr_clr
+        result.nofollow = options.src_nofollow
     else:
         if not kind or kind == "none":
             raise ConfigError(f"{field}.type", "it is missing, and the mount is no bind")
-        result = Mount("mount", destination, source, kind)
+        result = Mount("remount" if options.remount else "mount", destination, source, kind)
         result.flags = options.flags
         result.data = options.data
+    result.onto_link = options.dest_nofollow
     result.rec_set, result.rec_clr = options.rec_set, options.rec_clr
     result.propagation = tuple(options.propagation)
-    if options.idmap or entry.get("uidMappings") or entry.get("gidMappings"):
-        raise Unsupported(f"cannot mount {destination}", "firkin can't map its ids yet")
     if options.tmpcopyup:
-        raise Unsupported(f"cannot mount {destination}", "firkin does not know tmpcopyup yet")
+        _set_copy_up(result, f"{field}.options")
     return result
+
+
+def _set_copy_up(made: Mount, field: str) -> None:
+    if made.fstype != "tmpfs" or made.kind != "mount":
+        raise ConfigError(field, "tmpcopyup is for a tmpfs")
+    made.copy_up = True
+    if made.flags & mount.MS_RDONLY:
+        # Once its contents are there.
+        made.flags &= ~mount.MS_RDONLY
+        made.attr_set = mount.MOUNT_ATTR_RDONLY
 
 
 def _cgroup_mounts(
@@ -318,18 +421,27 @@ def _cgroup_mounts(
     return mounts
 
 
-def _device(entry: dict[str, Any], field: str) -> tuple[str, int, int, int, int]:
+def _device(entry: dict[str, Any], bound: bool, field: str) -> tuple[str, int, int, int, int, str]:
     path = entry["path"]
     kind = _DEVICE_TYPES[entry["type"]]
     if os.path.normpath(path) != path or path == "/":
         raise ConfigError(f"{field}.path", f"'{path}' is not a plain absolute path")
     mode = entry.get("fileMode")
+    number = os.makedev(entry.get("major") or 0, entry.get("minor") or 0)
+    if kind == stat.S_IFIFO:
+        number, bound = 0, False
+    source = path
+    if bound:
+        from firkin.runtime import host_devices
+
+        source = host_devices.find(path, kind, number, field)
     return (
         path,
         kind | (0o666 if mode is None else mode & 0o7777),
-        os.makedev(entry.get("major") or 0, entry.get("minor") or 0),
+        number,
         entry.get("uid") or 0,
         entry.get("gid") or 0,
+        source,
     )
 
 
@@ -349,9 +461,10 @@ def _process(plan: Plan, process: dict[str, Any]) -> None:
     plan.groups = tuple(user.get("additionalGids") or ())
     umask = user.get("umask")
     plan.umask = 0o022 if umask is None else umask
-    personality = process.get("personality") or {}
-    if personality:
-        plan.personality = _PERSONALITIES[personality["domain"]]
+    if any(process.get(name) for name in _RARE):
+        from firkin.runtime.process_fields import compile_process as compile_rare
+
+        compile_rare(plan, process)
     plan.no_new_privs = bool(process.get("noNewPrivileges"))
     sets = process.get("capabilities") or {}
     plan.last_cap = caps.last()

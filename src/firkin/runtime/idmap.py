@@ -274,11 +274,20 @@ def of_namespace(path: str) -> IdMaps:
         number = (os.read(joined_reader, 1) or b"\x05")[0]
         if number:
             raise OSError(number, os.strerror(number), path)
-        return IdMaps(*(_read_map(f"/proc/{pid}/{kind}_map") for kind in ("uid", "gid")))
+        return of_process(pid)
     finally:
         for descriptor in (fd, joined_reader, end_writer, pidfd):
             os.close(descriptor)
         os.waitpid(pid, 0)
+
+
+def of_process(pid: int) -> IdMaps:
+    """Return the maps of *pid*'s user namespace, in terms of our own.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return IdMaps(*(_read_map(f"/proc/{pid}/{kind}_map") for kind in ("uid", "gid")))
 
 
 def _read_map(path: str) -> list[Mapping]:

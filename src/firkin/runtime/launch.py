@@ -13,7 +13,7 @@ import errno
 import gc
 import os
 
-from firkin.errors import NotExecutable, NotFound, SetupError, Unsupported
+from firkin.errors import SetupError, Unsupported
 from firkin.init import channel as protocol
 from firkin.init import stages
 from firkin.init.final import Rlimit
@@ -22,12 +22,23 @@ from firkin.linux import clone, libc, signals
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from firkin.init.channel import Channel
     from firkin.init.plan import Plan
-    from firkin.runtime.cgroups.group import Cgroup
-    from firkin.runtime.cgroups.none import NoCgroup
     from firkin.runtime.idmap import IdMaps
+    from firkin.runtime.net_devices import Devices
+
+    class Home(Protocol):
+        """What a launch needs of the cgroup that its child is to be in."""
+
+        def create(self) -> None: ...
+        def apply(self) -> None: ...
+        def apply_memory(self) -> None: ...
+        def join(self, pid: int) -> None: ...
+        def entries(self) -> list[int]: ...
+        def directory_fd(self) -> int | None: ...
+
 
 _prlimit = libc.function("prlimit", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -42,6 +53,10 @@ class Launch:
             has done anything; what it records is there for a sweep.
         on_ready: called before the command is started, with the id of the
             container's mount namespace if ``plan.watch_members``, else 0.
+        on_hooks: runs the hooks of the host's side; called with the pid when the root
+            stands, if ``plan.runtime_hooks``.
+        on_listener: called with the pid and the listener of a seccomp filter that asks
+            someone, if ``plan.listener``.
         on_console: called with the master of the container's terminal.
         on_debug: called with each kernel call that the child tells of.
     """
@@ -51,24 +66,30 @@ class Launch:
         "maps",
         "on_console",
         "on_debug",
+        "on_hooks",
+        "on_listener",
         "on_pid",
         "on_ready",
         "oom_score_adj",
         "plan",
     )
 
-    def __init__(self, plan: Plan, cgroup: Cgroup | NoCgroup) -> None:
+    def __init__(self, plan: Plan, cgroup: Home) -> None:
         self.plan = plan
         self.cgroup = cgroup
         self.maps: IdMaps | None = None
         self.oom_score_adj: int | None = None
         self.on_pid: Callable[[int], None] | None = None
         self.on_ready: Callable[[int], None] | None = None
+        self.on_hooks: Callable[[int], None] | None = None
+        self.on_listener: Callable[[int, int], None] | None = None
         self.on_console: Callable[[int], None] | None = None
         self.on_debug: Callable[[list[str]], None] | None = None
 
     def start(self) -> tuple[int, int]:
         """Start the container; return its first process's pid and pidfd once it has exec'ed.
+
+        One whose plan has it wait on a FIFO is left there, ready to become the command.
 
         The caller is single-threaded and has blocked the signals that it
         handles. The cgroup is created here, and left to the caller to remove.
@@ -108,6 +129,8 @@ class Launch:
             raise
         finally:
             ours.close()
+            if child.devices is not None:
+                child.devices.close()
 
     def _clone(self) -> tuple[int, int]:
         plan = self.plan
@@ -125,15 +148,18 @@ class Launch:
 class _Start:
     """One start under way."""
 
-    __slots__ = ("channel", "launch", "pid", "pidfd")
+    __slots__ = ("channel", "devices", "launch", "pid", "pidfd")
 
     def __init__(self, launch: Launch, channel: Channel, pid: int, pidfd: int) -> None:
+        self.devices: Devices | None = None  # of the host's network, moved to the container
         self.launch = launch
         self.channel = channel
         self.pid = pid
         self.pidfd = pidfd
 
     def kill(self) -> None:
+        if self.devices is not None:
+            self.devices.undo()
         try:
             signals.pidfd_send_signal(self.pidfd, signals.SIGKILL)
         except OSError:
@@ -162,11 +188,25 @@ class _Start:
                     errno=error.errno or 0,
                 ) from error
         launch.cgroup.apply()
+        if plan.affinity[0]:
+            self._set_initial_affinity()
         if plan.into_cgroup < 0 and not plan.cgroup_entries:
             launch.cgroup.join(self.pid)
         if launch.maps is not None and not plan.joins:
             launch.maps.write(self.pid)
         self._send(protocol.START)
+
+    def _set_initial_affinity(self) -> None:
+        libc.because("process.execCPUAffinity.initial")
+        try:
+            libc.via(os.sched_setaffinity, self.pid, self.launch.plan.affinity[0])
+        except OSError as error:
+            raise SetupError(
+                "cannot set process.execCPUAffinity.initial",
+                error.strerror or "",
+                step="prepare",
+                errno=error.errno or 0,
+            ) from error
 
     def _raise_rlimits(self) -> None:
         """Raise hard limits that are to be higher than ours, while the child has our rights.
@@ -217,14 +257,27 @@ class _Start:
             elif kind == protocol.CONSOLE and len(fds) == 1 and launch.on_console is not None:
                 launch.on_console(fds[0])
             elif kind == protocol.READY and not gone:
+                self._move_devices()
+                self._set_traits()
                 # Not before: the child's own Python would count against a small limit.
                 launch.cgroup.apply_memory()
                 if launch.on_ready is not None:
                     launch.on_ready(int(fields[0]))
                 gone = True
                 self._send(protocol.GO)
+            elif kind == protocol.LISTENER and gone and launch.on_listener is not None:
+                self._pass_listener(launch.on_listener, fields, fds)
+            elif kind == protocol.HOOKS and launch.on_hooks is not None:
+                self._move_devices()
+                launch.on_hooks(self.pid)
+                self._send(protocol.HOOKED)
             elif kind == protocol.ERROR:
-                raise failure(launch.plan, *fields)
+                from firkin.runtime.failures import failure
+
+                raise failure(launch.plan.args[0], *fields)
+            elif kind == protocol.CREATED and gone:
+                if launch.plan.fifo_fd >= 0:
+                    return self.pid, self.pidfd
             elif not kind and gone:
                 if not launch.plan.init and not _has_executed(self.pid):
                     raise self._broken(kind)
@@ -233,6 +286,39 @@ class _Start:
                 for fd in fds:
                     os.close(fd)
                 raise self._broken(kind)
+
+    def _pass_listener(
+        self, pass_on: Callable[[int, int], None], fields: list[str], fds: list[int]
+    ) -> None:
+        if fds:
+            fd = fds[0]
+        else:
+            from firkin.linux import pidfd
+
+            fd = pidfd.get_fd(self.pidfd, int(fields[0]))
+        try:
+            pass_on(self.pid, fd)
+        finally:
+            os.close(fd)
+        self._send(protocol.LISTENED)
+
+    def _move_devices(self) -> None:
+        """Move network devices into the container, before anybody looks for them there."""
+        wanted = self.launch.plan.net_devices
+        if not wanted or self.devices is not None:
+            return
+        from firkin.runtime.net_devices import Devices
+
+        self.devices = Devices(f"/proc/{self.pid}/ns/net")
+        self.devices.move(wanted)
+
+    def _set_traits(self) -> None:
+        """Set what takes rights over the host; the child may have none, and sets up no more."""
+        plan = self.launch.plan
+        if plan.sched_attr or plan.io_priority >= 0 or plan.affinity[1]:
+            from firkin.runtime import process_fields
+
+            process_fields.apply(plan, self.pid)
 
     def _send(self, kind: bytes) -> None:
         try:
@@ -301,60 +387,3 @@ def clone_error(error: OSError, new_user: bool) -> SetupError | Unsupported:
             mend = f"sysctl {name} is {value}: ask an administrator to change it"
             break
     return Unsupported("cannot create a user namespace", error.strerror or "", mend)
-
-
-# What each step of the child does, for "cannot …".
-_DOING = {
-    "unshare_namespaces": "create the container's namespaces",
-    "join_namespaces": "join a namespace",
-    "become_root": "enter the user namespace",
-    "unshare_cgroup": "create the cgroup namespace",
-    "set_time": "set the time namespace's offsets",
-    "set_names": "set the host name",
-    "bring_up_loopback": "bring the loopback device up",
-    "build_root": "mount",
-    "set_sysctls": "set a sysctl",
-    "enter_root": "pivot into the root file system",
-    "make_directory": "make the working directory",
-    "open_console": "open a terminal",
-    "close_root": "hide or protect",
-    "drop_privileges": "take the command's user and directory",
-    "limit_capabilities": "limit the capabilities",
-    "clean_process": "limit the command's resources",
-}
-
-
-def failure(plan: Plan, step: str, number: str, path: str, why: str) -> SetupError:
-    """Turn what the child reported into the exception to raise."""
-    code = int(number)
-    facts = {"step": step, "errno": code, "path": path}
-    if step in ("find_command", "check_interpreters", "execute"):
-        name = plan.args[0]
-        what = f"cannot run '{name}'"
-        if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            if step == "execute":
-                why = "the interpreter or loader that it names is not in the container"
-            return _typed(NotFound, what, why, facts)
-        if code:
-            return _typed(NotExecutable, what, why, facts)
-    doing = _DOING.get(step, f"do step {step}")
-    if path:
-        doing += f" '{path}'"
-    mend = ""
-    if step == "join_namespaces" and code == errno.EPERM:
-        mend = "its user namespace must be joined, too, by one who has rights over it"
-    elif step == "build_root" and code == errno.EPERM and path in ("/proc", "/sys"):
-        mend = "an outer container that hides parts of its own does not let us mount a fresh one"
-    elif step == "build_root" and code == errno.ELOOP:
-        mend = "are the image and the store inside each other?"
-    return _typed(SetupError, f"cannot {doing}", why, facts, mend)
-
-
-def _typed(
-    kind: type[SetupError], what: str, why: str, facts: dict[str, object], mend: str = ""
-) -> SetupError:
-    error = kind(what, why, mend)
-    error.step = str(facts["step"])
-    error.errno = int(str(facts["errno"]))
-    error.path = str(facts["path"])
-    return error

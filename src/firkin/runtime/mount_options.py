@@ -40,7 +40,6 @@ _FLAGS = {
     "noiversion": (0, m.MS_I_VERSION),
     "silent": (m.MS_SILENT, 0),
     "loud": (0, m.MS_SILENT),
-    "remount": (m.MS_REMOUNT, 0),
 }
 
 _PROPAGATION = {
@@ -74,6 +73,15 @@ _ATTRIBUTES = {
 }
 
 
+_SWITCHES = {
+    "remount": "remount",
+    "tmpcopyup": "tmpcopyup",
+    "src-nofollow": "src_nofollow",
+    "dest-nofollow": "dest_nofollow",
+    "copy-symlink": "copy_symlink",
+}
+
+
 def propagation_flags(name: str, field: str) -> int:
     """Return the ``MS_…`` flags of a propagation such as ``rslave``.
 
@@ -96,13 +104,17 @@ class MountOptions:
         "attr_clr",
         "attr_set",
         "bind",
+        "copy_symlink",
         "data",
+        "dest_nofollow",
         "flags",
         "idmap",
         "propagation",
         "rec_clr",
         "rec_set",
         "recursive",
+        "remount",
+        "src_nofollow",
         "tmpcopyup",
     )
 
@@ -116,6 +128,9 @@ class MountOptions:
         self.propagation: list[int] = []
         self.idmap = ""  # "", "idmap" or "ridmap"
         self.tmpcopyup = False
+        self.remount = False
+        # crun's, for links in the place of a source or a destination
+        self.src_nofollow = self.dest_nofollow = self.copy_symlink = False
 
 
 def parse_options(options: list[str], field: str) -> MountOptions:
@@ -147,12 +162,16 @@ def parse_options(options: list[str], field: str) -> MountOptions:
             parsed.propagation.append(propagation_flags(option, field))
         elif option in ("idmap", "ridmap"):
             parsed.idmap = option
-        elif option == "tmpcopyup":
-            parsed.tmpcopyup = True
+        elif option in _SWITCHES:
+            setattr(parsed, _SWITCHES[option], True)
+        elif option.startswith(("idmap=", "ridmap=")):
+            # crun's own form. As a word of the file system's it would be dropped, and the
+            # files would keep their ids.
+            raise ConfigError(field, "ids are given as uidMappings and gidMappings of the mount")
         else:
             data.append(option)
-    if parsed.flags & m.MS_REMOUNT:
-        raise ConfigError(field, "a container's mounts are new: there is nothing to remount")
+    if parsed.copy_symlink and (parsed.src_nofollow or parsed.dest_nofollow):
+        raise ConfigError(field, "copy-symlink excludes src-nofollow and dest-nofollow")
     if parsed.bind and parsed.flags & (m.MS_SYNCHRONOUS | m.MS_DIRSYNC | m.MS_MANDLOCK):
         # These belong to the file system, which a bind mount doesn't make.
         parsed.flags &= ~(m.MS_SYNCHRONOUS | m.MS_DIRSYNC | m.MS_MANDLOCK)
@@ -161,3 +180,10 @@ def parse_options(options: list[str], field: str) -> MountOptions:
         data = []
     parsed.data = ",".join(data)
     return parsed
+
+
+def option_names() -> list[str]:
+    """Return every option that is not left to the file system, sorted."""
+    names = {"bind", "rbind", "idmap", "ridmap", *_FLAGS, *_PROPAGATION, *_SWITCHES}
+    names |= {f"r{name}" for name in (*_ATTRIBUTES, *_PROPAGATION)}
+    return sorted(names)

@@ -76,20 +76,35 @@ def cached_default(capabilities: Collection[str] | int, cache_dirs: Sequence[str
     return _cached(name, cache_dirs, compile_default)
 
 
-def cached(profile: dict[str, Any], cache_dir: str) -> bytes:
-    """Return the program of an OCI ``linux.seccomp``, from the cache if it is there.
+def cached(profile: dict[str, Any], cache_dirs: Sequence[str]) -> bytes:
+    """Return the program of an OCI ``linux.seccomp``, from the first cache that has it.
 
     Raises:
         ConfigError, Unsupported: as :func:`firkin.runtime.seccomp.compile_oci`.
     """
-    import hashlib
-    import json
+    # Built in, as hashlib is not: that would bring OpenSSL with it.
+    from _blake2 import blake2b
 
-    from firkin.runtime import seccomp
+    def compile_it() -> bytes:
+        from firkin.runtime import seccomp
 
-    text = json.dumps(profile, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return _cached(f"oci-{digest}-{_suffix()}", [cache_dir], lambda: seccomp.compile_oci(profile))
+        return seccomp.compile_oci(profile)
+
+    # Of plain values, which are written in one way only.
+    digest = blake2b(repr(profile).encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+    return _cached(f"oci-{digest}-{_suffix()}", cache_dirs, compile_it)
+
+
+def directories() -> list[str]:
+    """Return the caches of this user in the order of preference; they may not exist."""
+    folders = [os.environ.get("FIRKIN_STORE", "")]
+    if os.geteuid() == 0:
+        folders.append("/var/lib/firkin")
+    home = os.environ.get("HOME", "")
+    for base, below in ((home, ".local/share"), (os.environ.get("XDG_RUNTIME_DIR", ""), "")):
+        if os.path.isabs(base):
+            folders.append(os.path.join(base, below, "firkin"))
+    return [f"{path}/seccomp" for path in folders if path]
 
 
 def _suffix() -> str:

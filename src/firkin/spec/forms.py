@@ -96,6 +96,16 @@ def file_name(text: str) -> str:
     return "is not a file's name" if "/" in text or text in ("", ".", "..") else ""
 
 
+def class_of_service(text: str) -> str:
+    """The name of a folder in resctrl's file system, or that file system's root."""
+    return "" if text == "/" else file_name(text)
+
+
+def one_line(text: str) -> str:
+    """Text without a line's end (config-linux.md, "IntelRdt")."""
+    return "has more than one line" if "\n" in text else ""
+
+
 def memory_bandwidth(text: str) -> str:
     """One line that starts with ``MB:`` (config-linux.md, "IntelRdt")."""
     return "" if text.startswith("MB:") and "\n" not in text else "is not one line 'MB:...'"

@@ -174,11 +174,20 @@ def id_mappings(config: Config) -> Faults:
             yield from _mappings(mount.get(name, []), f"mounts[{index}].{name}")
 
 
+def sysctl_namespace(path: str) -> str:
+    """Return the type of the namespaces that have the parameter at *path* each; "" for none."""
+    if path in IPC_SYSCTLS or path.startswith("fs/mqueue/"):
+        return "ipc"
+    if path.startswith("net/"):
+        return "network"
+    return "uts" if path == "kernel/domainname" else ""
+
+
 def sysctls(config: Config) -> Faults:
     """Only parameters that a namespace of the container has for itself, or the host's would change.
 
-    A network namespace that is joined by path may still be the host's; who
-    opens it must see to that.
+    A namespace that is joined by path may still be the host's; who opens it must
+    see to that.
     """
     present = namespaces(config)
     for key in config.get("linux", {}).get("sysctl", {}):
@@ -187,16 +196,10 @@ def sysctls(config: Config) -> Faults:
         if path == "kernel/hostname":
             yield field, "conflicts with a field of its own", "use hostname"
             continue
-        if path in IPC_SYSCTLS or path.startswith("fs/mqueue/"):
-            needed = "ipc"
-        elif path.startswith("net/"):
-            needed = "network"
-        elif path == "kernel/domainname":
-            needed = "uts"
-        else:
+        needed = sysctl_namespace(path)
+        if not needed:
             yield field, f"{show(key)} is not a parameter that a container has for itself"
-            continue
-        if needed not in present:
+        elif needed not in present:
             yield field, f"would change the host: it needs a {needed} namespace"
 
 
@@ -290,3 +293,8 @@ RULES = (
     seccomp,
     personality,
 )
+
+# Those of a process, and of limits that are to be changed, which come without the rest: memory
+# and swap that go together may have been set before.
+PROCESS_RULES = (process, rlimits, scheduler)
+RESOURCE_RULES = (cpu, one_of_two)

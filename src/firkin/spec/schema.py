@@ -44,6 +44,16 @@ HOOKS = Array(
     )
 )
 
+# In the order in which they are run.
+HOOK_KINDS = (
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+)
+
 MOUNTS = Array(
     Object(
         {
@@ -240,6 +250,21 @@ ACTION = Choice(
     "SCMP_ACT_ALLOW SCMP_ACT_ERRNO SCMP_ACT_KILL SCMP_ACT_KILL_PROCESS SCMP_ACT_KILL_THREAD"
     " SCMP_ACT_LOG SCMP_ACT_NOTIFY SCMP_ACT_TRACE SCMP_ACT_TRAP"
 )
+ARCHITECTURE = Choice(
+    "SCMP_ARCH_X86 SCMP_ARCH_X86_64 SCMP_ARCH_X32 SCMP_ARCH_ARM SCMP_ARCH_AARCH64"
+    " SCMP_ARCH_LOONGARCH64 SCMP_ARCH_M68K SCMP_ARCH_MIPS SCMP_ARCH_MIPS64"
+    " SCMP_ARCH_MIPS64N32 SCMP_ARCH_MIPSEL SCMP_ARCH_MIPSEL64"
+    " SCMP_ARCH_MIPSEL64N32 SCMP_ARCH_PPC SCMP_ARCH_PPC64 SCMP_ARCH_PPC64LE"
+    " SCMP_ARCH_S390 SCMP_ARCH_S390X SCMP_ARCH_SH SCMP_ARCH_SHEB SCMP_ARCH_PARISC"
+    " SCMP_ARCH_PARISC64 SCMP_ARCH_RISCV64"
+)
+SECCOMP_FLAG = Choice(
+    "SECCOMP_FILTER_FLAG_TSYNC SECCOMP_FILTER_FLAG_LOG"
+    " SECCOMP_FILTER_FLAG_SPEC_ALLOW SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
+)
+OPERATOR = Choice(
+    "SCMP_CMP_NE SCMP_CMP_LT SCMP_CMP_LE SCMP_CMP_EQ SCMP_CMP_GE SCMP_CMP_GT SCMP_CMP_MASKED_EQ"
+)
 
 SECCOMP = Object(
     {
@@ -247,20 +272,10 @@ SECCOMP = Object(
         # SECCOMP_RET_DATA of seccomp(2) has 16 bits.
         "defaultErrnoRet": uint16,
         "architectures": Array(
-            Choice(
-                "SCMP_ARCH_X86 SCMP_ARCH_X86_64 SCMP_ARCH_X32 SCMP_ARCH_ARM SCMP_ARCH_AARCH64"
-                " SCMP_ARCH_LOONGARCH64 SCMP_ARCH_M68K SCMP_ARCH_MIPS SCMP_ARCH_MIPS64"
-                " SCMP_ARCH_MIPS64N32 SCMP_ARCH_MIPSEL SCMP_ARCH_MIPSEL64"
-                " SCMP_ARCH_MIPSEL64N32 SCMP_ARCH_PPC SCMP_ARCH_PPC64 SCMP_ARCH_PPC64LE"
-                " SCMP_ARCH_S390 SCMP_ARCH_S390X SCMP_ARCH_SH SCMP_ARCH_SHEB SCMP_ARCH_PARISC"
-                " SCMP_ARCH_PARISC64 SCMP_ARCH_RISCV64"
-            )
+            ARCHITECTURE,
         ),
         "flags": Array(
-            Choice(
-                "SECCOMP_FILTER_FLAG_TSYNC SECCOMP_FILTER_FLAG_LOG"
-                " SECCOMP_FILTER_FLAG_SPEC_ALLOW SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
-            )
+            SECCOMP_FLAG,
         ),
         "listenerPath": text,
         "listenerMetadata": text,
@@ -277,10 +292,7 @@ SECCOMP = Object(
                                 "index": Integer(0, 5),
                                 "value": uint64,
                                 "valueTwo": uint64,
-                                "op": Choice(
-                                    "SCMP_CMP_NE SCMP_CMP_LT SCMP_CMP_LE SCMP_CMP_EQ SCMP_CMP_GE"
-                                    " SCMP_CMP_GT SCMP_CMP_MASKED_EQ"
-                                ),
+                                "op": OPERATOR,
                             },
                             required="index value op",
                         )
@@ -329,10 +341,9 @@ LINUX = Object(
         ),
         "intelRdt": Object(
             {
-                # The name of a folder in resctrl's file system.
-                "closID": Text(forms.file_name),
-                "schemata": texts,
-                "l3CacheSchema": text,
+                "closID": Text(forms.class_of_service),
+                "schemata": Array(Text(forms.one_line)),
+                "l3CacheSchema": Text(forms.one_line),
                 "memBwSchema": Text(forms.memory_bandwidth),
                 "enableMonitoring": boolean,
             }
@@ -361,19 +372,7 @@ CONFIG = Object(
         "hostname": Text(forms.hostname),
         "domainname": Text(forms.hostname),
         "mounts": MOUNTS,
-        "hooks": Object(
-            dict.fromkeys(
-                (
-                    "prestart",
-                    "createRuntime",
-                    "createContainer",
-                    "startContainer",
-                    "poststart",
-                    "poststop",
-                ),
-                HOOKS,
-            )
-        ),
+        "hooks": Object(dict.fromkeys(HOOK_KINDS, HOOKS)),
         "linux": LINUX,
         "annotations": Map(text),
     },

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from firkin.errors import ConfigError, UsageError
+from firkin.spec import jsontext
 from firkin.spec.kinds import show
-from firkin.spec.rules import RULES
-from firkin.spec.schema import CONFIG
+from firkin.spec.rules import PROCESS_RULES, RESOURCE_RULES, RULES
+from firkin.spec.schema import CONFIG, PROCESS, RESOURCES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,30 @@ def validate(config: dict[str, Any]) -> None:
             raise ConfigError(*fault)
 
 
+def validate_process(process: dict[str, Any]) -> None:
+    """Check a ``process`` by itself, as ``exec --process`` takes one.
+
+    Raises:
+        ConfigError: as :func:`validate`.
+    """
+    PROCESS.check(process, "process")
+    for rule in PROCESS_RULES:
+        for fault in rule({"process": process}):
+            raise ConfigError(*fault)
+
+
+def validate_resources(resources: dict[str, Any]) -> None:
+    """Check ``linux.resources`` by itself, as ``update --resources`` takes it.
+
+    Raises:
+        ConfigError: as :func:`validate`.
+    """
+    RESOURCES.check(resources, "linux.resources")
+    for rule in RESOURCE_RULES:
+        for fault in rule({"linux": {"resources": resources}}):
+            raise ConfigError(*fault)
+
+
 def parse(data: bytes, name: str) -> dict[str, Any]:
     """Return the JSON object that *data* spells.
 
@@ -53,8 +78,6 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
     Raises:
         UsageError: *data* is not such an object; with line and column where there is one.
     """
-    import json
-
     what = f"cannot read {name}"
     if len(data) > MAX_SIZE:
         raise UsageError(what, f"larger than {MAX_SIZE >> 20} MiB")
@@ -66,20 +89,16 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
     if text.startswith("\ufeff"):
         raise UsageError(what, "starts with a byte order mark", "save it as UTF-8 without one")
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_fraction,
-            parse_constant=_constant,
-        )
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(what, f"not JSON at {where}: {error.msg}") from None
+        value = jsontext.Reader(_object, _integer, _fraction, _constant).read(text)
     except RecursionError:
         raise UsageError(what, f"nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:  # from the functions below
-        raise UsageError(what, str(error)) from None
+    except ValueError as error:
+        # A JSONDecodeError has the place; others are from the functions below.
+        line, column = getattr(error, "lineno", 0), getattr(error, "colno", 0)
+        why = getattr(error, "msg", str(error))
+        if line:
+            why = f"not JSON at line {line}, column {column}: {why}"
+        raise UsageError(what, why) from None
     if not isinstance(value, dict):
         raise UsageError(what, "not a JSON object")
     # The reader's own limit differs between versions of Python, and whoever

@@ -11,6 +11,13 @@ How the parent process uses it::
     ... run ...
     cgroup.kill(); cgroup.remove()
 
+Another process finds it again by what :meth:`paths` returned::
+
+    cgroup = reopen(detect(), paths)
+    cgroup.update(resources); cgroup.freeze(); stats.read(cgroup); oom.Watcher(cgroup)
+
+and :mod:`.light` removes it, or tells whether it is frozen, without loading any of this.
+
 A child joins in one of two ways:
 
 - ``clone3`` with ``CLONE_INTO_CGROUP`` and :meth:`directory_fd` where that is not
@@ -31,11 +38,17 @@ if TYPE_CHECKING:
     from firkin.runtime.cgroups.group import Cgroup
     from firkin.runtime.cgroups.none import NoCgroup
 
-__all__ = ["Layout", "detect", "open_cgroup", "remove_paths"]
+__all__ = ["Layout", "detect", "open_cgroup", "remove_paths", "reopen"]
 
 
 def open_cgroup(
-    layout: Layout, path: str, resources: dict[str, Any], *, device_control: bool = True
+    layout: Layout,
+    path: str,
+    resources: dict[str, Any],
+    *,
+    device_control: bool = True,
+    every_controller: bool = False,
+    reuse: bool = False,
 ) -> Cgroup | NoCgroup:
     """Prepare a container's cgroup; nothing is created yet.
 
@@ -50,6 +63,12 @@ def open_cgroup(
         device_control: ``False`` where the container has a user namespace of its
             own: it cannot make device nodes there. It is also off for a
             caller that is an ordinary user, or is itself in a user namespace, as in runc.
+        every_controller: for the OCI runtime: a directory in each hierarchy of the
+            machine and on v2 each controller, needed or not, as in runc, since its
+            clients read statistics wherever ``/proc/PID/cgroup`` points. What no
+            limit needs and can't be had is passed over. Limits are judged by the kernel
+            alone, and ``/dev/net/tun`` may be opened, as in runc.
+        reuse: take a cgroup that exists if no process is in it, as runc does.
 
     Returns:
         A cgroup; or one that does nothing, where no limit needs one and none can be created.
@@ -60,7 +79,33 @@ def open_cgroup(
     """
     from firkin.runtime.cgroups.prepare import prepare
 
-    return prepare(layout, path, resources, device_control)
+    return prepare(
+        layout,
+        path,
+        resources,
+        device_control=device_control,
+        every_controller=every_controller,
+        reuse=reuse,
+    )
+
+
+def reopen(layout: Layout, paths: Iterable[str]) -> Cgroup:
+    """The cgroup of a container that was made before, by another process perhaps.
+
+    Args:
+        layout: what :func:`detect` returned.
+        paths: what :meth:`Cgroup.paths` returned.
+
+    Returns:
+        A cgroup for all but :meth:`Cgroup.create` and what sets the limits at first.
+        Directories that are gone are left out.
+
+    Raises:
+        SetupError: a path lies in none of the hierarchies mounted here.
+    """
+    from firkin.runtime.cgroups import existing
+
+    return existing.reopen(layout, paths)
 
 
 def remove_paths(paths: Iterable[str]) -> None:

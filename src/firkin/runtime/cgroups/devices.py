@@ -31,9 +31,12 @@ DEFAULTS: Rules = (
     (True, "c", 136, None, "rwm"),  # /dev/pts/*
 )
 
+# What runc and crun allow besides: a tunnel takes CAP_NET_ADMIN in the container's own network.
+TUNNEL: Rules = ((True, "c", 10, 200, "rwm"),)  # /dev/net/tun
 
-def complete(given: Rules) -> Rules:
-    """The rules of a configuration between "deny all" and the defaults.
+
+def complete(given: Rules, more: Rules = ()) -> Rules:
+    """The rules of a configuration between "deny all" and the defaults, then *more*.
 
     Returns an empty tuple where everything is allowed (a privileged container):
     then there is nothing to enforce.
@@ -49,7 +52,7 @@ def complete(given: Rules) -> Rules:
     if allowed and not any(not rule[0] for rule in rules):
         return ()
     first: Rule = (allowed, "a", None, None, "rwm")
-    return (first, *rules, *DEFAULTS)
+    return (first, *rules, *DEFAULTS, *more)
 
 
 def exceptions(rules: Rules) -> tuple[bool, dict[Key, str]]:

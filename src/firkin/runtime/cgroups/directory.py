@@ -32,7 +32,7 @@ def write(path: str, value: str, field: str, why: str) -> None:
 
     Args:
         path: the file.
-        value: what to write.
+        value: what to write; several lines are as many writes.
         field: the field of ``linux.resources`` that asks for it.
         why: for ``--explain``.
 
@@ -43,14 +43,43 @@ def write(path: str, value: str, field: str, why: str) -> None:
     """
     try:
         libc.because(why)
-        libc.write_file(path, value)
+        if "\n" in value:
+            _write_lines(path, value)
+        else:
+            libc.write_file(path, value)
     except FileNotFoundError:
         raise Unsupported(f"cannot set linux.resources.{field}", *_absent(path)) from None
     except OSError as error:
         if error.errno == errno.ENODEV:
             name = f"linux.resources.{field}"
             raise ConfigError(name, f"{value!r} names no device of this machine") from error
+        if error.errno == errno.EBUSY and "memory." in path:
+            why, mend = "more than that is in use already", "give more memory"
+            raise SetupError(
+                f"cannot write {value!r} to {path}",
+                *(why, mend),
+                step="cgroup",
+                errno=errno.EBUSY,
+                path=path,
+            ) from error
         raise refused(f"cannot write {value!r} to {path}", error) from error
+
+
+def _write_lines(path: str, value: str) -> None:
+    """Write each line of *value* by itself, as cgroup files take them, to one open file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def write(path: str, line: str) -> None:
+        try:
+            os.write(fd, line.encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+
+    try:
+        for line in value.splitlines():
+            libc.via(write, path, line)
+    finally:
+        os.close(fd)
 
 
 def require(path: str, field: str) -> None:
@@ -76,14 +105,16 @@ class Directory:
         hierarchy: where it is.
         path: its absolute path.
         wanted: the controllers that it is used for.
+        all_controllers: whether it is to have each other controller of v2, too, if it can.
     """
 
-    __slots__ = ("hierarchy", "path", "wanted")
+    __slots__ = ("all_controllers", "hierarchy", "path", "wanted")
 
     def __init__(self, hierarchy: Hierarchy, path: str) -> None:
         self.hierarchy = hierarchy
         self.path = path
         self.wanted: list[str] = []
+        self.all_controllers = False
 
     def ancestor(self) -> str:
         """The nearest directory above it that exists."""
@@ -103,8 +134,37 @@ class Directory:
             path=self.path,
         )
 
-    def create(self) -> None:
-        """Make it, and what is missing above it; raises :class:`OSError`."""
+    def vacant(self) -> None:
+        """Refuse a cgroup that exists and can't be a new container's.
+
+        Raises:
+            SetupError: there are processes in it or below, or it is frozen: who
+                enters stands still.
+        """
+        what = f"cannot use cgroup {self.path}"
+        count = tree.members(self.path)
+        if count:
+            why = f"container's cgroup is not empty: {count} process(es) found"
+            raise SetupError(what, why, step="cgroup", errno=errno.EBUSY, path=self.path)
+        from firkin.runtime.cgroups import light
+
+        if light.is_frozen((self.path,)):
+            why = "container's cgroup unexpectedly frozen"
+            raise SetupError(what, why, step="cgroup", errno=errno.EBUSY, path=self.path)
+
+    def create(self, *, reuse: bool = False) -> bool:
+        """Make it, and what is missing above it.
+
+        Args:
+            reuse: take it where it exists and nobody uses it.
+
+        Returns:
+            Whether it was made.
+
+        Raises:
+            OSError: of mkdir(2) or write(2).
+            SetupError: it exists, and is used.
+        """
         above = self.ancestor()
         parent = self.path.rpartition("/")[0]
         levels = [parent]
@@ -112,18 +172,28 @@ class Directory:
             levels.append(levels[-1].rpartition("/")[0])
         for level in reversed(levels):
             if level != above:
-                _make(level, exist_ok=True)
+                _make(level)
             if self.hierarchy.version == 2:
                 self._enable(level)
             elif level != self.hierarchy.mount:
                 self._inherit(level)
-        _make(self.path)
+        if self.all_controllers:
+            self._offer()
+        made = _make(self.path)
+        if not made:
+            if not reuse:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.path)
+            self.vacant()
+        if self.all_controllers:
+            self.wanted = tree.read(f"{self.path}/cgroup.controllers").split()
         if self.hierarchy.version == 1:
             try:
-                self._inherit(self.path)
+                self._inherit(self.path, new=made)
             except OSError:
-                os.rmdir(self.path)  # all or nothing
+                if made:
+                    os.rmdir(self.path)  # all or nothing
                 raise
+        return made
 
     def _enable(self, level: str) -> None:
         """Let the children of the v2 cgroup *level* have the controllers wanted."""
@@ -138,21 +208,65 @@ class Directory:
         libc.because("a v2 cgroup has only those controllers that its parent passes on")
         libc.write_file(file, " ".join("+" + c for c in missing))
 
-    def _inherit(self, level: str) -> None:
+    def delegate(self, uid: int) -> None:
+        """Make *uid* the owner of a v2 cgroup and of those files that the kernel lists for that.
+
+        Raises:
+            SetupError: the kernel refuses.
+        """
+        try:
+            names = tree.read("/sys/kernel/cgroup/delegate").split()
+        except FileNotFoundError:  # before Linux 4.15
+            names = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
+        libc.because("the container's user may make cgroups below its own")
+        for path in (self.path, *(f"{self.path}/{name}" for name in names)):
+            try:
+                libc.via(os.chown, path, uid, -1)
+            except FileNotFoundError:
+                continue  # of a controller that the cgroup has not
+            except OSError as error:
+                raise refused(f"cannot give user {uid} cgroup {self.path}", error) from error
+
+    def _offer(self) -> None:
+        """Pass on each controller that there is to the cgroup, as far as the kernel lets us.
+
+        Those that are not wanted for a limit count what clients show to people.
+        """
+        mount = self.hierarchy.mount
+        level = mount
+        for part in self.path[len(mount) + 1 :].split("/"):
+            file = f"{level}/cgroup.subtree_control"
+            enabled = tree.read(file).split()
+            available = tree.read(f"{level}/cgroup.controllers").split()
+            missing = [c for c in available if c not in enabled]
+            # With processes of its own, the controllers of threads that it passes on would
+            # leave the cgroups below "domain invalid": nobody could enter them.
+            if missing and level != mount and tree.read(f"{level}/cgroup.procs").strip():
+                missing = []
+            for controller in missing:
+                libc.because("count what the container uses; nothing is limited by it")
+                try:
+                    libc.write_file(file, f"+{controller}")
+                except OSError:
+                    continue  # not ours to enable
+            level = f"{level}/{part}"
+
+    def _inherit(self, level: str, *, new: bool = False) -> None:
         """A v1 cpuset starts empty, and takes no process before it has both lists."""
         if "cpuset" not in self.hierarchy.controllers:
             return
         for name in ("cpuset.cpus", "cpuset.mems"):
-            if not tree.read(f"{level}/{name}").strip():
+            if new or not tree.read(f"{level}/{name}").strip():
                 libc.because("an empty cpuset takes no process: start with the parent's")
                 value = tree.read(f"{level.rpartition('/')[0]}/{name}").strip()
                 libc.write_file(f"{level}/{name}", value)
 
 
-def _make(path: str, exist_ok: bool = False) -> None:
+def _make(path: str) -> bool:
+    """Make the cgroup *path*; return whether it was not there."""
     try:
         libc.because("a cgroup of its own, to count and limit what the container uses")
         libc.via(os.mkdir, path, 0o755)
     except FileExistsError:
-        if not exist_ok:
-            raise
+        return False
+    return True

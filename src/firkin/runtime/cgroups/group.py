@@ -12,6 +12,9 @@ from firkin.runtime.cgroups.directory import refused, require, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
     from firkin.runtime.cgroups.devices import Rules
     from firkin.runtime.cgroups.directory import Directory
     from firkin.runtime.cgroups.limits import Limits, Setting
@@ -58,21 +61,32 @@ class Cgroup:
     for a value that can never be right here.
     """
 
-    __slots__ = ("_descriptors", "_directories", "_freezer", "_limits", "_rules", "_settings")
+    __slots__ = (
+        "_descriptors",
+        "_freezer",
+        "_limits",
+        "_reuse",
+        "_rules",
+        "_settings",
+        "directories",
+    )
 
     def __init__(
         self,
         directories: list[Directory],
-        limits: Limits,
-        settings: list[Setting],
-        rules: Rules,
-        freezer: Directory | None,
+        limits: Limits | None = None,
+        settings: Iterable[Setting] = (),
+        rules: Rules = (),
+        freezer: Directory | None = None,
+        *,
+        reuse: bool = False,
     ) -> None:
-        self._directories = directories
+        self.directories = directories
         self._limits = limits
         self._settings = settings
         self._rules = rules
         self._freezer = freezer
+        self._reuse = reuse
         self._descriptors: list[int] = []
 
     def check(self) -> None:
@@ -83,30 +97,45 @@ class Cgroup:
         """
         from firkin.runtime.cgroups.prepare import check
 
-        check(self._directories, self._limits)
+        if self._limits is not None:
+            check(self.directories, self._limits, self._reuse)
 
     def create(self) -> None:
         """Make the directories; all of them or none.
 
-        The cgroup must not exist: what is found there is another's.
+        The cgroup must not exist: what is found there is another's. With *reuse* it
+        may, if no process is in it.
         """
         made: list[str] = []
-        for directory in self._directories:
-            try:
-                directory.create()
-            except OSError as error:
-                for path in made:
-                    tree.remove(path)
-                if error.errno == errno.EEXIST:
-                    raise directory.exists() from error
-                raise refused(f"cannot create cgroup {directory.path}", error) from error
-            made.append(directory.path)
+        try:
+            for directory in self.directories:
+                try:
+                    if directory.create(reuse=self._reuse):
+                        made.append(directory.path)
+                except OSError as error:
+                    if error.errno == errno.EEXIST:
+                        raise directory.exists() from error
+                    raise refused(f"cannot create cgroup {directory.path}", error) from error
+        except FirkinError:
+            for path in made:
+                tree.remove(path)
+            raise
 
     def apply(self) -> None:
         """Set all limits but those on memory and swap."""
+        again = []
         for setting in self._settings:
-            if setting.file not in _LAST:
+            if setting.file in _LAST:
+                continue
+            try:
                 self._set(setting)
+            except SetupError as error:
+                # It may contradict another that is still to come, in a cgroup that was there.
+                if error.errno != errno.EINVAL:
+                    raise
+                again.append(setting)
+        for setting in again:
+            self._set(setting)
         directory_fd = self.directory_fd() if self._rules else None
         if directory_fd is not None:
             from firkin.runtime.cgroups import devices_bpf
@@ -114,12 +143,12 @@ class Cgroup:
             devices_bpf.attach(directory_fd, self._rules)
         # Refused now rather than when the child is waiting.
         for file, _, field in self._memory():
-            require(f"{self._home('memory').path}/{file}", field)
+            require(f"{self._home('memory', field).path}/{file}", field)
 
     def join(self, pid: int) -> None:
         """Move the process *pid* in; see the package's text for the faster way."""
         libc.because("from here on its use is counted, and its children start in the cgroup")
-        for directory in self._directories:
+        for directory in self.directories:
             try:
                 libc.write_file(f"{directory.path}/cgroup.procs", str(pid))
             except OSError as error:
@@ -134,17 +163,28 @@ class Cgroup:
         """
         return [
             self._open(f"{d.path}/tasks", os.O_WRONLY)
-            for d in self._directories
+            for d in self.directories
             if d.hierarchy.version == 1
         ]
 
-    def directory_fd(self) -> int | None:
+    def directory_fd(self, first: int = 0) -> int | None:
         """An ``O_PATH`` descriptor of the v2 directory, for ``CLONE_INTO_CGROUP`` (clone3(2)).
 
         ``None`` where the cgroup is on v1 alone. :meth:`close` closes it.
+
+        Args:
+            first: the container's first process, for one that is to join it. A
+                container that made cgroups below its own and gave them controllers
+                can have no process at the top any more (cgroups(7), "no internal
+                processes"): then it is the cgroup of this one, as in runc.
         """
-        for directory in self._directories:
+        for directory in self.directories:
             if directory.hierarchy.version == 2:
+                if first and tree.read(f"{directory.path}/cgroup.subtree_control").strip():
+                    fd = tree.find(directory.path, first)
+                    if fd is not None:
+                        self._descriptors.append(fd)
+                        return fd
                 return self._open(directory.path, os.O_PATH | os.O_DIRECTORY)
         return None
 
@@ -154,12 +194,15 @@ class Cgroup:
         Raises:
             SetupError: the container uses more than that already.
         """
-        limit = self._limits.memory or -1
+        limits = self._limits
+        if limits is None:
+            return
+        limit = limits.memory or -1
         for file, value, field in self._memory():
-            home = self._home("memory")
+            home = self._home("memory", field)
             path = f"{home.path}/{file}"
             mend = "give more memory"
-            if home.hierarchy.version == 2 or self._limits.check_before_update:
+            if home.hierarchy.version == 2 or limits.check_before_update:
                 # v1 says EBUSY; v2 would start to kill.
                 usage = v1.MEMORY_USAGE if home.hierarchy.version == 1 else v2.MEMORY_USAGE
                 used = int(tree.read(f"{home.path}/{usage}"))
@@ -167,19 +210,7 @@ class Cgroup:
                     raise SetupError(
                         f"cannot write {value!r} to {path}", f"{used} bytes are in use", mend
                     )
-            try:
-                write(path, value, field, _WHY["memory"])
-            except SetupError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                raise SetupError(
-                    error.what,
-                    "more than that is in use already",
-                    mend,
-                    step=error.step,
-                    errno=error.errno,
-                    path=path,
-                ) from error
+            write(path, value, field, _WHY["memory"])
         for setting in self._settings:
             if setting.file in _LAST:
                 self._set(setting)
@@ -189,7 +220,7 @@ class Cgroup:
 
         With the freezer's, which exists only after :meth:`freeze`.
         """
-        paths = [directory.path for directory in self._directories]
+        paths = [directory.path for directory in self.directories]
         if self._freezer and self._freezer.path not in paths:
             paths.append(self._freezer.path)
         return paths
@@ -207,20 +238,21 @@ class Cgroup:
             itself); the type is one of mount(2), or ``"bind"``, or ``"symlink"``
             whose source is what the link says.
         """
-        if len(self._directories) == 1 and self._directories[0].hierarchy.version == 2:
-            path = self._directories[0].path
+        if len(self.directories) == 1 and self.directories[0].hierarchy.version == 2:
+            path = self.directories[0].path
             return [("cgroup2", "cgroup2", "", "") if private else ("bind", path, "", "")]
         mounts = [("tmpfs", "tmpfs", "", "mode=755")]
-        for directory in self._directories:
+        for directory in self.directories:
             hierarchy = directory.hierarchy
+            if hierarchy.version == 2 and not directory.wanted:
+                continue  # nothing to read there: on a hybrid machine all is on v1
             name = hierarchy.mount.rpartition("/")[2]
-            options = ",".join(hierarchy.controllers)
             if not private:
                 mounts.append(("bind", directory.path, name, ""))
             elif hierarchy.version == 2:
                 mounts.append(("cgroup2", "cgroup2", name, ""))
             else:
-                mounts.append(("cgroup", "cgroup", name, options))
+                mounts.append(("cgroup", "cgroup", name, hierarchy.option))
             if hierarchy.version == 1:
                 links = [c for c in hierarchy.controllers if c != name]
                 mounts += [("symlink", name, controller, "") for controller in links]
@@ -228,7 +260,7 @@ class Cgroup:
 
     def pids(self) -> set[int]:
         """The processes in it and in the cgroups below it, by their numbers here."""
-        return set().union(*(tree.pids(d.path) for d in self._directories))
+        return set().union(*(tree.pids(d.path) for d in self.directories))
 
     def kill(self, patience: float = tree.PATIENCE) -> None:
         """Kill all processes and wait until they are gone; nothing can start in it afterwards.
@@ -249,12 +281,12 @@ class Cgroup:
         """
         libc.because("stop every process of the container where it is")
         if self._freezer is None:
-            home = self._unified()
+            home = self._unified("freeze")
             write(f"{home.path}/cgroup.freeze", "1", "freeze", "")
             self._await(f"{home.path}/cgroup.events", "frozen 1")
             return
         path = self._freezer.path
-        if self._freezer not in self._directories:
+        if self._freezer not in self.directories:
             if not os.path.isdir(path):  # from an earlier freeze
                 self._freezer.create()
             while missing := self.pids() - tree.pids(path):
@@ -263,22 +295,63 @@ class Cgroup:
                         libc.write_file(f"{path}/cgroup.procs", str(pid))
                     except ProcessLookupError:
                         continue  # ended meanwhile
-        self._await(f"{path}/freezer.state", "FROZEN", freezer=True)
+        try:
+            self._await(f"{path}/freezer.state", "FROZEN", freezer=True)
+        except (OSError, SetupError) as error:
+            self.thaw()  # half frozen would be worse than not
+            if isinstance(error, SetupError):
+                raise
+            raise refused("cannot freeze the container", error) from error
 
     def thaw(self) -> None:
-        """Let all processes go on after :meth:`freeze`."""
+        """Let all processes go on after :meth:`freeze`.
+
+        Not those in cgroups below that the container itself has frozen.
+        """
         libc.because("let the processes of the container go on")
-        if self._freezer is None:
-            home = self._unified()
-            libc.write_file(f"{home.path}/cgroup.freeze", "0")
-            self._await(f"{home.path}/cgroup.events", "frozen 0")
-        else:
-            tree.thaw(self._freezer.path)
+        try:
+            if self._freezer is None:
+                home = self._unified("thaw")
+                libc.write_file(f"{home.path}/cgroup.freeze", "0")
+                self._await(f"{home.path}/cgroup.events", "frozen 0")
+            else:
+                libc.write_file(f"{self._freezer.path}/freezer.state", "THAWED")
+        except FileNotFoundError:
+            return  # never frozen, or gone
+        except OSError as error:
+            raise refused("cannot thaw the container", error) from error
+
+    def is_frozen(self) -> bool:
+        """Whether :meth:`freeze` is in force."""
+        from firkin.runtime.cgroups import light
+
+        return light.is_frozen(self.paths())
+
+    def update(self, resources: dict[str, Any]) -> None:
+        """Change limits of a container that is there; see :mod:`firkin.runtime.cgroups.update`.
+
+        Args:
+            resources: OCI's ``linux.resources``: what is not given stays as it is,
+                and devices always do.
+        """
+        from firkin.runtime.cgroups.update import update
+
+        update(self, resources)
+
+    def delegate(self, uid: int) -> None:
+        """Give the container's user *uid*, as the host counts, power over the v2 cgroup.
+
+        For a container that has a cgroup namespace and sees its cgroup writable
+        (config-linux.md, "Cgroup ownership"). Nothing is done where any controller is
+        on v1, which is not safe to delegate.
+        """
+        if len(self.directories) == 1 and self.directories[0].hierarchy.version == 2:
+            self.directories[0].delegate(uid)
 
     def stats(self) -> Stats:
         """What happened in it so far; to be read before :meth:`remove`."""
         oom_kills = peak = denied = None
-        for directory in self._directories:
+        for directory in self.directories:
             old = directory.hierarchy.version == 1
             if "memory" in directory.wanted:
                 file = "memory.oom_control" if old else "memory.events"
@@ -326,23 +399,42 @@ class Cgroup:
         self._descriptors.append(fd)
         return fd
 
-    def _home(self, controller: str) -> Directory:
-        """The directory that has *controller*; ``"cgroup"`` is in the unified one."""
-        for directory in self._directories:
-            if controller in directory.wanted or controller in directory.hierarchy.controllers:
+    def home(self, controller: str) -> Directory | None:
+        """The directory that has *controller*, if any; ``"cgroup"`` is in the unified one."""
+        unified = None
+        for directory in self.directories:
+            hierarchy = directory.hierarchy
+            if controller in directory.wanted:
                 return directory
-        return self._unified()
+            if hierarchy.version == 2:
+                unified = directory
+            elif controller in hierarchy.controllers:
+                return directory
+        return unified if controller == "cgroup" else None
 
-    def _unified(self) -> Directory:
-        for directory in self._directories:
+    def _home(self, controller: str, field: str) -> Directory:
+        directory = self.home(controller)
+        if directory is None:
+            why = f"the container has no cgroup of the {controller} controller"
+            raise Unsupported(f"cannot set linux.resources.{field}", why)
+        return directory
+
+    def _unified(self, doing: str) -> Directory:
+        for directory in self.directories:
             if directory.hierarchy.version == 2:
                 return directory
-        raise Unsupported(
-            "cannot freeze the container", "the freezer controller of cgroup v1 is not mounted here"
-        )
+        why = "the freezer controller of cgroup v1 is not mounted here"
+        if not self.paths():
+            why = "its cgroup is gone"
+        raise Unsupported(f"cannot {doing} the container", why)
 
-    def _set(self, setting: Setting) -> None:
-        home = self._home(setting.controller)
+    def resolve(self, setting: Setting) -> tuple[str, str]:
+        """The file of *setting* in this cgroup, and the value that it takes there.
+
+        Raises:
+            Unsupported: the cgroup has none for the controller.
+        """
+        home = self._home(setting.controller, setting.field)
         file, value = setting.file, setting.value
         if "{bfq}" in file:
             file = file.format(bfq="bfq.")
@@ -351,15 +443,21 @@ class Cgroup:
                 if home.hierarchy.version == 2:  # io.weight has a range of its own
                     device, space, weight = value.rpartition(" ")
                     value = f"{device}{space}{v2.io_weight(int(weight))}"
+        return f"{home.path}/{file}", value
+
+    def _set(self, setting: Setting) -> None:
+        path, value = self.resolve(setting)
+        if setting.optional and not os.path.exists(path):
+            return
         why = _WHY.get(setting.controller, f"linux.resources.{setting.field} asks for it")
-        write(f"{home.path}/{file}", value, setting.field, why)
+        write(path, value, setting.field, why)
 
     def _memory(self) -> list[tuple[str, str, str]]:
         """The limits on memory and swap in the order of writing: ``(file, value, field)``."""
         limits = self._limits
-        if limits.memory is None and limits.swap is None:
+        if limits is None or (limits.memory is None and limits.swap is None):
             return []
-        home = self._home("memory")
+        home = self._home("memory", "memory.limit")
         memory, total = limits.memory, limits.swap
         if home.hierarchy.version == 2:
             swap = v2.swap_value(limits)

@@ -32,17 +32,25 @@ class Hierarchy:
         controllers: the controllers on it; several share one hierarchy where co-mounted.
         own: the caller's own cgroup as a path below the mount point (``"/"`` for
             the mount's root), or ``None`` where the mount does not show it.
+        option: what mounts it once more: v1's controllers, or the name of a
+            hierarchy that has none (``name=systemd``).
     """
 
-    __slots__ = ("controllers", "mount", "own", "version")
+    __slots__ = ("controllers", "mount", "option", "own", "version")
 
     def __init__(
-        self, version: int, mount: str, controllers: Iterable[str], own: str | None
+        self,
+        version: int,
+        mount: str,
+        controllers: Iterable[str],
+        own: str | None,
+        option: str = "",
     ) -> None:
         self.version = version
         self.mount = mount
         self.controllers = tuple(controllers)
         self.own = own
+        self.option = option or ",".join(self.controllers)
 
 
 class Layout:
@@ -54,12 +62,14 @@ class Layout:
         hierarchies: the v1 hierarchies that have controllers, then the unified one.
         controllers: each controller's hierarchy.
         unified: the cgroup2 hierarchy, or ``None``.
+        named: the v1 hierarchies that have a name and no controller, as systemd's own.
     """
 
-    __slots__ = ("controllers", "hierarchies", "unified", "version")
+    __slots__ = ("controllers", "hierarchies", "named", "unified", "version")
 
-    def __init__(self, hierarchies: Iterable[Hierarchy]) -> None:
+    def __init__(self, hierarchies: Iterable[Hierarchy], named: Iterable[Hierarchy] = ()) -> None:
         self.hierarchies = tuple(hierarchies)
+        self.named = tuple(named)
         self.controllers = {c: h for h in self.hierarchies for c in h.controllers}
         self.unified = next((h for h in self.hierarchies if h.version == 2), None)
         old = any(h.version == 1 for h in self.hierarchies)
@@ -83,8 +93,8 @@ def detect() -> Layout:
     try:
         unified.controllers = tuple(_read(unified.mount + "/cgroup.controllers").split())
     except OSError:  # hidden under another mount, or masked
-        return Layout(h for h in layout.hierarchies if h is not unified)
-    return Layout(layout.hierarchies)
+        return Layout((h for h in layout.hierarchies if h is not unified), layout.named)
+    return Layout(layout.hierarchies, layout.named)
 
 
 def parse(memberships: str, mountinfo: str) -> Layout:
@@ -108,18 +118,24 @@ def parse(memberships: str, mountinfo: str) -> Layout:
         fields = left.split(" ")
         root, mount = _unescape(fields[3]), _unescape(fields[4])
         controllers: tuple[str, ...] = ()
+        name = ""
         if kind == "cgroup":
             controllers = tuple(o for o in options.split(",") if o in V1_CONTROLLERS)
             if not controllers:  # name=systemd and the like hold no limits
-                continue
-        cgroup = own.get(controllers[0] if controllers else "")
+                name = next((o for o in options.split(",") if o.startswith("name=")), "")
+                if not name:
+                    continue
+        cgroup = own.get(controllers[0] if controllers else name)
         below = None if cgroup is None else _below(cgroup, root)
-        known = found.get(controllers)
+        key = controllers or (name,)
+        known = found.get(key)
         # The same hierarchy may be mounted twice; prefer a mount that shows us.
         if known is None or (known.own is None and below is not None):
-            found[controllers] = Hierarchy(1 if controllers else 2, mount, controllers, below)
+            found[key] = Hierarchy(1 if kind == "cgroup" else 2, mount, controllers, below, name)
+    named = [h for h in found.values() if h.version == 1 and not h.controllers]
+    rest = [h for h in found.values() if h not in named]
     # A stable sort: the v1 hierarchies in the machine's order, the unified one last.
-    return Layout(sorted(found.values(), key=lambda h: h.version))
+    return Layout(sorted(rest, key=lambda h: h.version), named)
 
 
 def _below(path: str, root: str) -> str | None:

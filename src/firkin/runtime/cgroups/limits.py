@@ -28,7 +28,14 @@ MINIMUM_SHARES, MAXIMUM_SHARES = 2, 262_144
 MINIMUM_WEIGHT, MAXIMUM_WEIGHT = 10, 1_000
 
 _MAXIMUM = (1 << 63) - 1
+# -1 in an unsigned field: how Docker writes "not given" for the swappiness.
+_NOT_GIVEN = (1 << 64) - 1
 _R = "linux.resources"
+
+
+# Files of "cgroup" that do something to processes; all others of a cgroup may be set
+# ("Configuration unknown to the runtime MUST still be written", config-linux.md, "Unified").
+_NO_LIMITS = ("procs", "threads", "type", "kill", "freeze", "subtree_control")
 
 
 class Setting:
@@ -39,15 +46,19 @@ class Setting:
         file: the file's name.
         value: what to write, in one ``write``.
         field: the field of ``linux.resources`` that asks for it.
+        optional: whether a kernel without the file does what is asked anyway.
     """
 
-    __slots__ = ("controller", "field", "file", "value")
+    __slots__ = ("controller", "field", "file", "optional", "value")
 
-    def __init__(self, controller: str, file: str, value: str | int, field: str) -> None:
+    def __init__(
+        self, controller: str, file: str, value: str | int, field: str, *, optional: bool = False
+    ) -> None:
         self.controller = controller
         self.file = file
         self.value = str(value)
         self.field = field
+        self.optional = optional
 
 
 class Limits:
@@ -55,6 +66,12 @@ class Limits:
 
     Bytes, microseconds and counts as in the configuration. ``devices`` is a tuple
     of ``(allow, type, major, minor, access)`` with ``None`` for "any number".
+
+    Args:
+        resources: OCI's ``linux.resources``.
+        strict: refuse what the specification allows and what helps nobody: too little
+            memory to start, a reservation above the limit, a burst without a quota.
+        partial: these change limits that are there: what is not given is no contradiction.
 
     Raises:
         ConfigError: naming the field and the value.
@@ -70,6 +87,7 @@ class Limits:
         "devices",
         "huge_pages",
         "idle",
+        "kernel",
         "kernel_tcp",
         "leaf_weight",
         "memory",
@@ -90,9 +108,21 @@ class Limits:
         "unified",
     )
 
-    def __init__(self, resources: dict[str, Any]) -> None:
+    def __init__(
+        self, resources: dict[str, Any], *, strict: bool = True, partial: bool = False
+    ) -> None:
         self._read_memory(resources.get("memory") or {})
+        self._relate_memory(partial)
+        if strict:
+            self._judge_memory()
         self._read_cpu(resources.get("cpu") or {})
+        # The kernel keeps a burst for the day that there is a quota.
+        if self.burst and self.quota is not None and -1 < self.quota < self.burst:
+            raise ConfigError(
+                f"{_R}.cpu.burst", f"{self.burst} is more than cpu.quota {self.quota}"
+            )
+        if strict and self.burst and (self.quota or -1) < 0:
+            raise ConfigError(f"{_R}.cpu.burst", f"{self.burst} is more than cpu.quota unlimited")
         self._read_block(resources.get("blockIO") or {})
         self._read_network(resources.get("network") or {})
         pids = resources.get("pids") or {}
@@ -117,35 +147,38 @@ class Limits:
         self.memory = _integer(memory, name + "limit", -1, _MAXIMUM) or None
         self.swap = _integer(memory, name + "swap", -1, _MAXIMUM) or None
         self.reservation = _integer(memory, name + "reservation", -1, _MAXIMUM) or None
+        self.kernel = _integer(memory, name + "kernel", -1, _MAXIMUM) or None
         self.kernel_tcp = _integer(memory, name + "kernelTCP", -1, _MAXIMUM) or None
-        self.swappiness = _integer(memory, name + "swappiness", 0, 100)
+        self.swappiness: int | None = None
+        if memory.get("swappiness") not in (-1, _NOT_GIVEN):
+            self.swappiness = _integer(memory, name + "swappiness", 0, 100)
         self.oom_kill_disable = bool(memory.get("disableOOMKiller"))
         self.check_before_update = bool(memory.get("checkBeforeUpdate"))
-        if _integer(memory, name + "kernel", -1, _MAXIMUM):
-            raise ConfigError(
-                name + "kernel",
-                "the kernel has no limit on kernel memory alone any more",
-                "leave it out; memory.limit counts kernel memory too",
-            )
         if memory.get("useHierarchy") is False:
             raise ConfigError(name + "useHierarchy", "the kernel always counts the whole tree")
+
+    def _relate_memory(self, partial: bool) -> None:
+        name = f"{_R}.memory."
         limit, swap = self.memory, self.swap
+        if limit == -1 and swap is None:
+            self.swap = -1  # as runc: "unlimited" would else keep an older total
+        if swap is None or swap < 0 or (partial and limit is None):
+            return
+        total = "the swap limit is the total of memory and swap"
+        if limit is None or limit < 0:
+            raise ConfigError(name + "swap", f"{swap} without memory.limit: {total}")
+        if swap < limit:
+            raise ConfigError(name + "swap", f"{swap} is less than memory.limit {limit}: {total}")
+
+    def _judge_memory(self) -> None:
+        name = f"{_R}.memory."
+        limit = self.memory
         if limit is not None and 0 < limit < MINIMUM_MEMORY:
             raise ConfigError(
                 name + "limit",
                 f"{limit} bytes are too few to start a container",
                 f"give at least {MINIMUM_MEMORY} (6m)",
             )
-        if swap is not None and swap > 0:
-            total = "the swap limit is the total of memory and swap"
-            if limit is None or limit < 0:
-                raise ConfigError(name + "swap", f"{swap} without memory.limit: {total}")
-            if swap < limit:
-                raise ConfigError(
-                    name + "swap", f"{swap} is less than memory.limit {limit}: {total}"
-                )
-        if limit == -1 and swap is None:
-            self.swap = -1  # as runc: "unlimited" would else keep an older total
         if limit and self.reservation and 0 < limit < self.reservation:
             raise ConfigError(
                 name + "reservation", f"{self.reservation} is more than memory.limit {limit}"
@@ -166,10 +199,6 @@ class Limits:
             raise ConfigError(
                 name + "quota",
                 f"{self.quota} is below the kernel's minimum of {MINIMUM_QUOTA} microseconds",
-            )
-        if self.burst and (self.quota is None or self.quota < self.burst):
-            raise ConfigError(
-                name + "burst", f"{self.burst} is more than cpu.quota {self.quota or 'unlimited'}"
             )
 
     def _read_block(self, block: dict[str, Any]) -> None:
@@ -324,7 +353,7 @@ def _unified(name: Any, value: Any) -> tuple[str, str]:
     safe = str(name).isascii() and not set(str(name)) & set("/\0\n ")
     if not (safe and dot and controller and rest):
         raise ConfigError(field, "expected the name of a cgroup v2 file, such as memory.high")
-    if controller == "cgroup" and rest not in ("max.depth", "max.descendants"):
+    if controller == "cgroup" and rest in _NO_LIMITS:
         raise ConfigError(field, "this file moves or stops processes; it is not a limit")
     if type(value) is not str or not value:
         raise ConfigError(field, f"expected text, not {value!r}")

@@ -30,16 +30,22 @@ _V2_NAMES = {"blkio": "io"}
 
 
 def prepare(
-    layout: Layout, path: str, resources: dict[str, Any], device_control: bool
+    layout: Layout,
+    path: str,
+    resources: dict[str, Any],
+    *,
+    device_control: bool,
+    every_controller: bool,
+    reuse: bool,
 ) -> Cgroup | NoCgroup:
     """See :func:`firkin.runtime.cgroups.open_cgroup`."""
     parts = _parts(path)
     relative = not path.startswith("/")
-    limits = Limits(resources)
-    settings = _settings(layout, limits)
+    limits = Limits(resources, strict=not every_controller)
+    settings = translate(layout, limits)
     rules: devices.Rules = ()
     if device_control and _may_control_devices():
-        rules = devices.complete(limits.devices)
+        rules = devices.complete(limits.devices, devices.TUNNEL if every_controller else ())
         if rules and layout.version != "v2":
             settings += v1.device_settings(rules)
             rules = ()
@@ -73,6 +79,14 @@ def prepare(
             raise refusal
         if directory is not None and refusal is None:
             places[layout.unified] = directory
+    if every_controller:
+        for hierarchy in (*layout.hierarchies, *layout.named):
+            if hierarchy not in places:
+                directory = _place(hierarchy, parts, relative, needed=False)
+                if directory is not None and _refusal(directory, "") is None:
+                    places[hierarchy] = directory
+        if layout.version == "v2" and layout.unified in places:
+            places[layout.unified].all_controllers = True
     if not places:
         from firkin.runtime.cgroups.none import NoCgroup
 
@@ -80,23 +94,34 @@ def prepare(
     freezer = None
     if layout.version != "v2" and (hierarchy := layout.controllers.get("freezer")):
         freezer = places.get(hierarchy) or _place(hierarchy, parts, relative, needed=False)
-    return Cgroup(list(places.values()), limits, settings, rules, freezer)
+    return Cgroup(list(places.values()), limits, settings, rules, freezer, reuse=reuse)
 
 
-def check(directories: list[Directory], limits: Limits) -> None:
+def check(directories: list[Directory], limits: Limits, reuse: bool) -> None:
     """Refuse processors, memory nodes and names that this machine does not have.
 
     Raises:
         ConfigError: naming the value.
-        SetupError: the cgroup exists.
+        SetupError: the cgroup exists; with *reuse*, and there are processes in it.
     """
     for directory in directories:
         if os.path.lexists(directory.path):
-            raise directory.exists()
+            if not reuse:
+                raise directory.exists()
+            directory.vacant()
         if "cpuset" in directory.wanted:
-            for field, given in (("cpus", limits.cpus), ("mems", limits.mems)):
-                if given is not None:
-                    _check_list(directory, field, given)
+            check_lists(directory, limits)
+
+
+def check_lists(directory: Directory, limits: Limits) -> None:
+    """Refuse processors and memory nodes that those above *directory* do not have.
+
+    Raises:
+        ConfigError: naming the value.
+    """
+    for field, given in (("cpus", limits.cpus), ("mems", limits.mems)):
+        if given is not None:
+            _check_list(directory, field, given)
 
 
 def _check_list(directory: Directory, name: str, given: str) -> None:
@@ -145,8 +170,12 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
-def _settings(layout: Layout, limits: Limits) -> list[Setting]:
-    """The values to write, named for the version of each controller's hierarchy."""
+def translate(layout: Layout, limits: Limits) -> list[Setting]:
+    """The values to write, named for the version of each controller's hierarchy.
+
+    Raises:
+        Unsupported: a value that this version does not have.
+    """
     if layout.version == "v2":
         v2.refuse(limits)
         return [s for section in v2.SECTIONS.values() for s in section(limits)] + v2.unified(limits)

@@ -114,6 +114,31 @@ def pids(path: str) -> set[int]:
     return found
 
 
+def members(path: str) -> int:
+    """How many processes there are in the cgroup at *path* and below, whoever sees them."""
+    count = 0
+    for directory, name in walk(path):
+        try:
+            count += len(read(f"{name}/cgroup.procs", directory).split())
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.EOPNOTSUPP):
+                raise
+    return count
+
+
+def find(path: str, pid: int) -> int | None:
+    """An ``O_PATH`` descriptor of the cgroup at *path* or below that process *pid* is in."""
+    for directory, name in walk(path):
+        try:
+            if str(pid) in read(f"{name}/cgroup.procs", directory).split():
+                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                return os.open(name, flags, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.EOPNOTSUPP):
+                raise
+    return None
+
+
 def pauses(patience: float) -> Iterator[None]:
     """Wait between attempts, short at first, until *patience* seconds have passed."""
     pause, end = 0.0002, monotonic() + patience
@@ -164,11 +189,13 @@ def thaw(path: str) -> None:
     Raises:
         OSError: it may not be written.
     """
+    if not os.path.exists(f"{path}/freezer.state"):
+        return
     for directory, name in walk(path):
         try:
             libc.write_file(f"/proc/self/fd/{directory}/{name}/freezer.state", "THAWED")
         except FileNotFoundError:
-            continue  # of another controller, or of v2, where a frozen process can be killed
+            continue  # removed meanwhile
 
 
 def kill_all(paths: Iterable[str], patience: float = PATIENCE) -> None:

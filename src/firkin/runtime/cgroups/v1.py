@@ -26,10 +26,13 @@ def memory(limits: Limits) -> Iterator[Setting]:
         yield Setting("memory", "memory.swappiness", limits.swappiness, "memory.swappiness")
     if limits.oom_kill_disable:
         yield Setting("memory", "memory.oom_control", 1, "memory.disableOOMKiller")
-    if limits.kernel_tcp is not None:
-        yield Setting(
-            "memory", "memory.kmem.tcp.limit_in_bytes", limits.kernel_tcp, "memory.kernelTCP"
-        )
+    # Kernels that have these files no more limit nothing: what -1 asks for.
+    if (kernel := limits.kernel) is not None:
+        file = "memory.kmem.limit_in_bytes"
+        yield Setting("memory", file, kernel, "memory.kernel", optional=kernel < 0)
+    if (tcp := limits.kernel_tcp) is not None:
+        file = "memory.kmem.tcp.limit_in_bytes"
+        yield Setting("memory", file, tcp, "memory.kernelTCP", optional=tcp < 0)
 
 
 def pids(limits: Limits) -> Iterator[Setting]:
@@ -93,8 +96,10 @@ def blkio(limits: Limits) -> Iterator[Setting]:
 
 def hugetlb(limits: Limits) -> Iterator[Setting]:
     for size, limit in limits.huge_pages:
-        file = f"hugetlb.{size}.limit_in_bytes"
-        yield Setting("hugetlb", file, limit, "hugepageLimits")
+        # Both: what is reserved, where the kernel counts that (from 5.7 on), and what is used.
+        for kind, optional in (("", False), (".rsvd", True)):
+            file = f"hugetlb.{size}{kind}.limit_in_bytes"
+            yield Setting("hugetlb", file, limit, "hugepageLimits", optional=optional)
 
 
 def net_cls(limits: Limits) -> Iterator[Setting]:
@@ -135,9 +140,10 @@ def device_settings(rules: devices.Rules) -> list[Setting]:
     default, exceptions = devices.exceptions(rules)
     first, rest = ("allow", "deny") if default else ("deny", "allow")
     settings = [Setting("devices", f"devices.{first}", "a", "devices")]
-    for (kind, major, minor), access in exceptions.items():
-        number = f"{'*' if major is None else major}:{'*' if minor is None else minor}"
-        settings.append(
-            Setting("devices", f"devices.{rest}", f"{kind} {number} {access}", "devices")
-        )
+    lines = [
+        f"{kind} {'*' if major is None else major}:{'*' if minor is None else minor} {access}"
+        for (kind, major, minor), access in exceptions.items()
+    ]
+    if lines:
+        settings.append(Setting("devices", f"devices.{rest}", "\n".join(lines), "devices"))
     return settings

@@ -47,7 +47,8 @@ def refuse(limits: Limits) -> None:
     for field, given in (
         ("memory.swappiness", limits.swappiness is not None),
         ("memory.disableOOMKiller", limits.oom_kill_disable),
-        ("memory.kernelTCP", limits.kernel_tcp is not None),
+        ("memory.kernel", (limits.kernel or -1) > 0),
+        ("memory.kernelTCP", (limits.kernel_tcp or -1) > 0),
         ("cpu.realtimeRuntime", limits.rt_runtime is not None),
         ("cpu.realtimePeriod", limits.rt_period is not None),
         ("network.classID", limits.class_id is not None),
@@ -114,7 +115,10 @@ def io(limits: Limits) -> Iterator[Setting]:
 
 def hugetlb(limits: Limits) -> Iterator[Setting]:
     for size, limit in limits.huge_pages:
-        yield Setting("hugetlb", f"hugetlb.{size}.max", limit, "hugepageLimits")
+        # Both: what is reserved, where the kernel counts that (from 5.7 on), and what is used.
+        for kind, optional in (("", False), (".rsvd", True)):
+            file = f"hugetlb.{size}{kind}.max"
+            yield Setting("hugetlb", file, limit, "hugepageLimits", optional=optional)
 
 
 def rdma(limits: Limits) -> Iterator[Setting]:

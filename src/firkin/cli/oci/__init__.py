@@ -1,0 +1,1 @@
+"""The ``firkin-runtime`` command: an OCI runtime with the command line of runc."""

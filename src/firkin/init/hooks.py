@@ -1,0 +1,148 @@
+"""Run the hooks of a configuration: by the parent on the host's side, by the child on its own.
+
+A hook is a program that gets the container's state on its standard input. What
+it prints is only shown when it fails.
+
+Source: runtime-spec config.md, "POSIX-platform Hooks".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# How much of a failing hook's output an error quotes, in bytes.
+_QUOTED = 1024
+_SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
+
+
+class Hook:
+    """One hook, ready to be run.
+
+    Attributes:
+        path: the program.
+        args: its arguments; the first is its name.
+        env: ``NAME=value``; nothing else is in its environment.
+        timeout: in seconds, or 0 for none.
+    """
+
+    __slots__ = ("args", "env", "path", "timeout")
+
+    def __init__(
+        self, path: str, args: Sequence[str] = (), env: Sequence[str] = (), timeout: int = 0
+    ) -> None:
+        self.path = path
+        self.args = tuple(args) or (path,)
+        self.env = dict(entry.partition("=")[::2] for entry in env)
+        self.timeout = timeout
+
+
+def run(hooks: Sequence[Hook], kind: str, state: str) -> None:
+    """Run *hooks* one after the other; the first that fails ends it.
+
+    Args:
+        hooks: in their order.
+        kind: what they are called in the configuration, for errors.
+        state: JSON for their standard input.
+
+    Raises:
+        OSError: with the hook's path: it could not be run, failed or took too long.
+    """
+    for number, hook in enumerate(hooks):
+        try:
+            _run(hook, state.encode())
+        except OSError as error:
+            why = f"{kind} hook {number}: {error.strerror or error}"
+            raise OSError(error.errno or errno.EIO, why, hook.path) from None
+
+
+def _run(hook: Hook, state: bytes) -> None:
+    theirs, stdin = os.pipe2(os.O_CLOEXEC)
+    output, printed = os.pipe2(os.O_CLOEXEC)
+    try:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, theirs, 0),
+            (os.POSIX_SPAWN_DUP2, printed, 1),
+            (os.POSIX_SPAWN_DUP2, printed, 2),
+        ]
+        pid = os.posix_spawn(
+            hook.path,
+            hook.args,
+            hook.env,
+            file_actions=actions,
+            setpgroup=0,  # what it starts is killed with it
+            setsigmask=(),
+            setsigdef=(_SIGPIPE, _SIGXFSZ),  # Python ignores them
+        )
+    except OSError:
+        os.close(stdin)
+        os.close(output)
+        raise
+    finally:
+        os.close(theirs)
+        os.close(printed)
+    pidfd = os.pidfd_open(pid)
+    try:
+        text = _converse(hook, pid, pidfd, stdin, state, output)
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
+        os.close(output)
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        how = f"exit status {code}" if code > 0 else f"signal {-code}"
+        raise OSError(errno.EIO, f"{how}{', it said: ' if text else ''}{text}")
+
+
+def _converse(hook: Hook, pid: int, pidfd: int, stdin: int, state: bytes, output: int) -> str:
+    """Feed the hook and read what it prints until it ends; return the end of that."""
+    os.set_blocking(stdin, False)
+    os.set_blocking(output, False)
+    deadline = monotonic() + hook.timeout if hook.timeout else None
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.register(output, select.POLLIN)
+    poller.register(stdin, select.POLLOUT)
+    text = b""
+    try:
+        while True:
+            left = None if deadline is None else max(0.0, deadline - monotonic()) * 1000
+            ready = dict(poller.poll(left))
+            if not ready:
+                os.killpg(pid, _SIGKILL)
+                os.waitpid(pid, 0)
+                raise OSError(errno.ETIMEDOUT, f"it took longer than {hook.timeout} s")
+            if output in ready:
+                part = _read(output)
+                text = (text + part)[-_QUOTED:]
+                if not part:
+                    poller.unregister(output)
+            if stdin in ready:
+                try:
+                    state = state[os.write(stdin, state) :]
+                except BrokenPipeError:  # it doesn't want to know
+                    state = b""
+                if not state:
+                    poller.unregister(stdin)
+                    os.close(stdin)
+                    stdin = -1
+            if pidfd in ready:
+                # A daemon that it left behind may hold the pipe: don't wait for that.
+                text = (text + _read(output))[-_QUOTED:]
+                return text.decode(errors="replace").strip()
+    finally:
+        if stdin >= 0:
+            os.close(stdin)
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except BlockingIOError:
+        return b""

@@ -1,0 +1,136 @@
+"""``delete``: undo what ``create`` did, whether the container came to its end or not.
+
+Source: runtime-spec runtime.md, "Delete".
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from firkin.errors import FirkinError, UsageError
+from firkin.runtime.lifecycle import folder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from firkin.runtime.lifecycle.folder import Container
+
+_SIGKILL = 9
+# How long a process may take to die, in milliseconds; one in the disk's hands can't be hurried.
+_PATIENCE = 10_000
+
+
+def delete(container: Container, *, force: bool, warn: Callable[[str], None]) -> None:
+    """Delete a container that has stopped, or with *force* any.
+
+    Args:
+        container: may be unknown with *force*, which is no error.
+        force: kill it first.
+        warn: told of a ``poststop`` hook that failed, which stops nothing.
+
+    Raises:
+        UsageError: it is unknown, or has not stopped.
+        SetupError: something of it can't be removed; it stays known.
+    """
+    try:
+        container.find().lock()
+        # What was true before we had it may not be any more.
+        container.find()
+    except UsageError:
+        if not force:
+            raise
+        if os.path.isdir(container.root):
+            container.clear()
+        return
+    status = container.status()
+    if not force and status not in (folder.STOPPED, folder.CREATED):
+        raise UsageError(
+            f"cannot delete container '{container.id}'",
+            f"it is not stopped: {status}",
+            "kill it first, or give --force",
+        )
+    destroy(container, warn)
+
+
+def destroy(container: Container, warn: Callable[[str], None] | None = None) -> None:
+    """Kill the container, remove all of it, and run its ``poststop`` hooks.
+
+    The caller has locked it.
+
+    Raises:
+        SetupError, OSError: something can't be removed; it stays recorded.
+    """
+    record = container.record
+    if record.pid > 0:
+        kill_first(record.pid, record.started)
+    _remove_cgroups(record.cgroups)
+    for path in record.undo.get("resctrl", {}).get("remove", ()):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue
+    if record.mount_namespace:
+        from firkin.runtime import state
+
+        state.kill_members(record.mount_namespace)
+    if record.hooks.get("poststop") and record.pid > 0:
+        _poststop(container, warn)
+    container.forget()
+
+
+def kill_first(pid: int, started: int) -> None:
+    """Kill the container's first process, and wait until it has ended.
+
+    Raises:
+        SetupError: it does not end.
+    """
+    # Built in, and all that is needed of the module `signal`.
+    from _signal import pidfd_send_signal  # type: ignore[import-not-found]
+
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        # The descriptor is open: from here on the number can't come to mean another.
+        if not folder.is_alive(pid, started):
+            return
+        pidfd_send_signal(pidfd, _SIGKILL)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(_PATIENCE):
+            return  # frozen by v1: it dies when the removal of its cgroup lets it go on
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
+
+
+def _remove_cgroups(paths: list[str]) -> None:
+    left = []
+    for path in paths:
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            left.append(path)
+    if left:
+        # It has cgroups of its own making below it, or processes.
+        from firkin.runtime import cgroups
+
+        cgroups.remove_paths(left)
+
+
+def _poststop(container: Container, warn: Callable[[str], None] | None) -> None:
+    from firkin.runtime.lifecycle import hooks
+
+    # Each of them, whatever becomes of the others.
+    for hook in hooks.parse(container.record.hooks["poststop"]):
+        try:
+            hooks.run((hook,), "poststop", container.record, folder.STOPPED)
+        except FirkinError as error:
+            if warn is not None:
+                warn(str(error))

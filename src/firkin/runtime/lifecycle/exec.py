@@ -1,0 +1,277 @@
+"""``exec``: run another process in a container.
+
+It enters the namespaces and the cgroup of the container's first process, and
+gets the rights that the container's configuration gives, not more.
+
+Source: runc-exec(8); setns(2); CVE-2016-9962, CVE-2019-5736, CVE-2024-21626 (what a
+process that enters a hostile container must not bring).
+"""
+
+from __future__ import annotations
+
+import os
+
+from firkin.errors import FirkinError, SetupError, UsageError
+from firkin.linux import clone, ns, signals
+from firkin.runtime import cgroups, compiler, descriptors, foreground, launch, userns
+from firkin.runtime.lifecycle import folder
+from firkin.runtime.lifecycle.create import load_seccomp, send_console, write_pid_file
+from firkin.spec import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from firkin.runtime.lifecycle.folder import Container
+    from firkin.runtime.terminal import Terminal
+
+
+class Options:
+    """What the command line of ``exec`` says.
+
+    Attributes:
+        detach: do not stay with the process.
+        pid_file: where its pid is written, or "".
+        console_socket: a socket that takes the master of its terminal, or "".
+        preserve_fds: how many descriptors from 3 on it inherits.
+        cgroup: a cgroup below the container's for it, or "".
+        ignore_paused: try although the container is paused.
+    """
+
+    __slots__ = (
+        "cgroup",
+        "console_socket",
+        "detach",
+        "ignore_paused",
+        "pid_file",
+        "preserve_fds",
+    )
+
+    def __init__(self) -> None:
+        self.detach = self.ignore_paused = False
+        self.pid_file = self.console_socket = self.cgroup = ""
+        self.preserve_fds = 0
+
+
+def base_process(container: Container) -> dict[str, Any]:
+    """Return the process of the container's configuration; to change, for :func:`execute`."""
+    config = _config(container)
+    process: dict[str, Any] = config.get("process") or {}
+    return process
+
+
+def _config(container: Container) -> dict[str, Any]:
+    with open(f"{container.path}/{folder.CONFIG}", encoding="utf-8") as file:
+        config: dict[str, Any] = jsontext.load(file.read())
+    return config
+
+
+def execute(container: Container, process: dict[str, Any], options: Options) -> int:
+    """Run *process* in *container*; return its exit status, or 0 if it is detached.
+
+    Args:
+        container: one that was found.
+        process: as in a configuration, validated.
+        options: how.
+
+    Raises:
+        UsageError: the container does not run.
+        FirkinError: the process could not be started.
+    """
+    status = container.status()
+    if status == folder.STOPPED or status == folder.CREATING:
+        raise UsageError(f"cannot exec in container '{container.id}'", "container not running")
+    if status == folder.PAUSED and not options.ignore_paused:
+        raise UsageError(
+            f"cannot exec in container '{container.id}'",
+            "it is paused, and the process would be, too",
+            "resume it first, or give --ignore-paused",
+        )
+    terminal = bool(process.get("terminal"))
+    if terminal and options.detach and not options.console_socket:
+        raise UsageError(
+            "cannot allocate a terminal",
+            "the runtime detaches, and nobody would have it",
+            "give --console-socket",
+        )
+    if options.console_socket and not (terminal and options.detach):
+        raise UsageError(
+            "cannot use --console-socket",
+            "the runtime will not detach or the process has no terminal",
+            "give --tty and --detach",
+        )
+    opened = compiler.Opened()
+    cgroup = _Joined(container, options.cgroup)
+    try:
+        start = _prepare(container, process, options, opened, cgroup)
+        if options.detach:
+            pid, pidfd = start.start()
+            os.close(pidfd)
+            if options.pid_file:
+                write_pid_file(options.pid_file, pid)
+            return 0
+        return _stay(start, opened, options)
+    finally:
+        opened.close()
+        cgroup.close()
+
+
+def _prepare(
+    container: Container,
+    process: dict[str, Any],
+    options: Options,
+    opened: compiler.Opened,
+    cgroup: _Joined,
+) -> launch.Launch:
+    record = container.record
+    linux = _config(container).get("linux") or {}
+    program, flags = load_seccomp(linux.get("seccomp"))
+    plan = compiler.compile_process(process, program, flags)
+    compiler.compile_traits(plan, linux)
+    compiler.compile_listener(plan, linux.get("seccomp") or {}, flags)
+    plan.joins = _namespaces(container, opened)
+    plan.joined_user = any(flag == clone.CLONE_NEWUSER for _, flag, _ in plan.joins)
+    plan.detached = True
+    plan.keep_fds = options.preserve_fds
+    descriptors.check_inherited(options.preserve_fds)
+    start = launch.Launch(plan, cgroup)
+    if plan.joined_user:
+        from firkin.runtime import idmap
+
+        userns.apply_maps(plan, idmap.of_process(record.pid))
+    start.oom_score_adj = process.get("oomScoreAdj")
+    if plan.listener:
+        start.on_listener = lambda pid, fd: _send_listener(container, linux["seccomp"], pid, fd)
+    if "resctrl" in record.undo:
+        from firkin.runtime import rdt
+
+        start.on_pid = lambda pid: rdt.join(record.undo["resctrl"], pid)
+    if plan.terminal and options.console_socket:
+        start.on_console = lambda master: send_console(options.console_socket, master)
+    return start
+
+
+def _send_listener(container: Container, profile: dict[str, Any], pid: int, fd: int) -> None:
+    from firkin.runtime import seccomp_notify
+
+    seccomp_notify.send(profile, container.record.state(folder.RUNNING), pid, fd)
+
+
+def _stay(start: launch.Launch, opened: compiler.Opened, options: Options) -> int:
+    terminal: Terminal | None = None
+
+    def attach(master: int) -> None:
+        from firkin.runtime.terminal import Terminal
+
+        nonlocal terminal
+        terminal = Terminal(master, 0, 1, interactive=True)
+        terminal.start()
+
+    if start.plan.terminal:
+        start.on_console = attach
+    old = signals.block(foreground.HANDLED)
+    signal_fd = signals.signalfd(foreground.HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
+    try:
+        pid, pidfd = start.start()
+        opened.close()
+        if options.pid_file:
+            write_pid_file(options.pid_file, pid)
+        status = foreground.Foreground(pid, pidfd, signal_fd, terminal).wait()
+        os.close(pidfd)
+        return status
+    finally:
+        if terminal is not None:
+            terminal.close()
+        os.close(signal_fd)
+        signals.set_mask(old)
+
+
+def _namespaces(container: Container, opened: compiler.Opened) -> tuple[tuple[int, int, str], ...]:
+    """Open the namespaces of the container's first process that are not our own."""
+    record = container.record
+    joins = []
+    for kind, file, flag in ns.NAMESPACES:
+        path = f"/proc/{record.pid}/ns/{file}"
+        try:
+            theirs, ours = os.stat(path), os.stat(f"/proc/self/ns/{file}")
+            if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+                continue
+            fd = opened.add(ns.open_namespace(path, flag))
+        except FileNotFoundError:
+            if kind == "time" and os.path.isdir("/proc/self/ns"):
+                continue  # a kernel without time namespaces
+            raise UsageError(
+                f"cannot exec in container '{container.id}'", "container not running"
+            ) from None
+        except OSError as error:
+            raise SetupError(
+                f"cannot open the {kind} namespace of container '{container.id}'",
+                error.strerror or "",
+                errno=error.errno or 0,
+                path=path,
+            ) from error
+        joins.append((fd, flag, path))
+    # The files are those of the process that we know, not of one that took its number.
+    if not folder.is_alive(record.pid, record.started):
+        raise UsageError(f"cannot exec in container '{container.id}'", "container not running")
+    return tuple(joins)
+
+
+class _Joined:
+    """The cgroup of a container that exists, in the terms of a launch.
+
+    Args:
+        container: whose.
+        below: a cgroup below it, or "".
+    """
+
+    __slots__ = ("_cgroup",)
+
+    def __init__(self, container: Container, below: str) -> None:
+        paths = container.record.cgroups
+        if below:
+            if not paths:
+                raise UsageError(f"cannot use cgroup '{below}'", "the container has none")
+            paths = [_below(path, below) for path in paths]
+        self._cgroup = cgroups.reopen(cgroups.detect(), paths) if paths else None
+
+    def create(self) -> None:
+        """It exists."""
+
+    def apply(self) -> None:
+        """Its limits are set."""
+
+    def apply_memory(self) -> None:
+        """Its limits are set."""
+
+    def join(self, pid: int) -> None:
+        if self._cgroup is not None:
+            self._cgroup.join(pid)
+
+    def entries(self) -> list[int]:
+        return self._cgroup.entries() if self._cgroup is not None else []
+
+    def directory_fd(self) -> int | None:
+        return self._cgroup.directory_fd() if self._cgroup is not None else None
+
+    def close(self) -> None:
+        if self._cgroup is not None:
+            self._cgroup.close()
+
+
+def _below(path: str, name: str) -> str:
+    """Return the cgroup *name* below *path*.
+
+    Raises:
+        UsageError: it climbs out.
+    """
+    joined = os.path.normpath(f"{path}/{name}")
+    if joined != path and not joined.startswith(f"{path}/"):
+        raise UsageError(f"cannot use cgroup '{name}'", "it is outside of the container's own")
+    return joined
+
+
+def mark(error: FirkinError) -> FirkinError:
+    """Note on *error* that it is of ``exec``, whose failures have a status of their own."""
+    error.of_exec = True  # type: ignore[attr-defined]
+    return error
