@@ -22,6 +22,8 @@ from support.requires import CI, Kind, Unmet, need
 HERE = Path(__file__).parent
 # Who runs the tests of a folder.
 WHO = {"root": "root", "escape": "root", "rootless": "ordinary user"}
+# Folders that both users run: a test of the other user's is skipped.
+BOTH = ("unit", "clients")
 
 # Not /tmp: that may be a tmpfs, which cannot be the upper layer of every kernel's overlay.
 SESSIONS = Path("/var/tmp")
@@ -109,7 +111,7 @@ def lawful(error: BaseException | None, folder: str) -> bool:
     """Tell whether CI accepts a skip in a folder of ``tests/``; see ``support/requires.py``."""
     if not isinstance(error, Unmet):
         return False
-    return error.kind is Kind.MACHINE or (error.kind is Kind.USER and folder == "unit")
+    return error.kind is Kind.MACHINE or (error.kind is Kind.USER and folder in BOTH)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -186,7 +188,7 @@ def time_limit() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_leftovers(request: pytest.FixtureRequest, session_folder: Path) -> Iterator[None]:
     """Fail a test that leaves mounts, processes, cgroups or interfaces on the host."""
-    if room(request.path) not in WHO:
+    if room(request.path) not in (*WHO, "clients"):
         yield
         return
     folder = str(session_folder)

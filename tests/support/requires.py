@@ -6,8 +6,8 @@ lacks becomes the skip message. Under ``CI=true``
 
 * a skip that did not come from here is a failure;
 * so is an unmet requirement that the set-up should have met;
-* so is one that the choice of user decides, but for ``tests/unit``, which both
-  users run.
+* so is one that the choice of user decides, but for ``tests/unit`` and
+  ``tests/clients``, which both users run.
 """
 
 from __future__ import annotations
@@ -240,12 +240,28 @@ def _systemd(_: str) -> str:
     return "" if os.path.isdir("/run/systemd/system") else "systemd is not running"
 
 
+def _criu(_: str) -> str:
+    # Its own answer: it knows which kernels it can work on.
+    try:
+        done = subprocess.run(["criu", "check"], capture_output=True, text=True)
+    except OSError:
+        return "criu is not installed"
+    if done.returncode == 0:
+        return ""
+    lines = (done.stderr or done.stdout).splitlines()
+    return f"criu cannot work on this kernel: {lines[0] if lines else 'it does not say why'}"
+
+
 def _lsm(name: str) -> str:
     try:
         active = Path("/sys/kernel/security/lsm").read_text().split(",")
     except OSError:
         active = []
     return "" if name in active else f"{name} is not active in this kernel"
+
+
+def _no_lsm(name: str) -> str:
+    return "" if _lsm(name) else f"{name} is active in this kernel"
 
 
 # The reviewed list: what is the MACHINE's may be missing in CI.
@@ -269,4 +285,6 @@ REQUIREMENTS = {
     "architecture": Requirement(_architecture, Kind.MACHINE),  # :NAME, of uname(2)
     "systemd": Requirement(_systemd, Kind.MACHINE),
     "lsm": Requirement(_lsm, Kind.MACHINE),  # :NAME
+    "no lsm": Requirement(_no_lsm, Kind.MACHINE),  # :NAME
+    "criu": Requirement(_criu, Kind.MACHINE),  # that works
 }

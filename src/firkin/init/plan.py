@@ -78,6 +78,7 @@ class Plan:
         "error_fd",
         "explain",
         "fifo_fd",
+        "find_home",
         "gid",
         "groups",
         "hook_states",
@@ -170,6 +171,7 @@ class Plan:
         # process
         self.args: tuple[str, ...] = ()
         self.env: tuple[str, ...] = ()
+        self.find_home = False  # the environment lacks HOME: /etc/passwd has it
         self.paths: tuple[str, ...] = ()  # where the command is looked for
         self.cwd = "/"
         self.umask = -1

@@ -35,6 +35,8 @@ def preload(plan: Plan) -> None:
         import firkin.linux.pty
     if plan.create_hooks or plan.start_hooks:
         import firkin.init.hooks
+    if plan.find_home:
+        import firkin.init.home
     if plan.fifo_fd >= 0:
         import firkin.init.waiting
     if plan.memory_policy[0] >= 0 or plan.labels:
@@ -340,6 +342,10 @@ def drop_privileges(child: Child) -> None:
 
 def find_command(child: Child) -> None:
     """Find the command as the user who is to run it."""
+    if child.plan.find_home:
+        from firkin.init import home
+
+        child.plan.env = (*child.plan.env, f"HOME={home.find(child.plan.uid)}")
     child.path = final.find_command(child.plan)
 
 

@@ -55,14 +55,23 @@ class Reader:
         while text[start : start + 1] in _BLANK and start < len(text):
             start += 1
         try:
-            # Any object with these attributes will do; the stubs know only the decoder.
-            value, end = make_scanner(self)(text, start)  # type: ignore[arg-type]
+            value, end = self._scan(text, start)
         except StopIteration as stop:
             raise _fault("Expecting value", text, stop.value) from None
+        except SystemError:
+            # Up to Python 3.12 its errors get lost where json.decoder is not loaded yet.
+            import json.decoder  # noqa: F401
+
+            return self.read(text)
         rest = text[end:].lstrip(_BLANK)
         if rest:
             raise _fault("Extra data", text, len(text) - len(rest))
         return value
+
+    def _scan(self, text: str, start: int) -> tuple[Any, int]:
+        # Any object with these attributes will do; the stubs know only the decoder.
+        scanner = make_scanner(self)  # type: ignore[arg-type]
+        return scanner(text, start)
 
 
 def _fault(why: str, text: str, at: int) -> ValueError:

@@ -73,12 +73,13 @@ def _main(context: Context, argv: Sequence[str]) -> int:
 
     container = Container(context.root, arguments[0]).find()
     options = operation.Options()
+    options.warn = context.log.warn
     options.detach = bool(given.get("--detach"))
     options.ignore_paused = bool(given.get("--ignore-paused"))
     options.pid_file = given.get("--pid-file") or ""
     options.console_socket = given.get("--console-socket") or ""
     options.preserve_fds = given.get("--preserve-fds") or 0
-    options.cgroup = (given.get("--cgroup") or [""])[-1]
+    options.cgroups = given.get("--cgroup") or []
     if given.get("--process"):
         process = _read(given["--process"])
         if given.get("--tty"):

@@ -11,12 +11,19 @@ from __future__ import annotations
 import os
 import sys
 
-from firkin.errors import FirkinError, UsageError
+from firkin.errors import FirkinError, NotExecutable, NotFound, UsageError
 
 TYPE_CHECKING = False
 
 # In the order of their weight, as logrus has them.
 _LEVELS = ("panic", "fatal", "error", "warning", "info", "debug", "trace")
+
+
+# What podman and Docker look for to end with 127 and 126, whatever else is said.
+_WORDS = (
+    (NotFound, ("no such file or directory", "executable file not found")),
+    (NotExecutable, ("permission denied", "operation not permitted")),
+)
 
 
 class Log:
@@ -94,4 +101,7 @@ def message(error: FirkinError) -> str:
     for reason in reasons:
         if reason in text:
             text = text.replace(reason, reason[:1].lower() + reason[1:])
+    for kind, words in _WORDS:
+        if isinstance(error, kind) and not any(word in text for word in words):
+            text += f" ({words[0]})"
     return text

@@ -50,7 +50,7 @@ def update(cgroup: Cgroup, resources: dict[str, Any]) -> None:
         Unsupported: this machine or cgroup does not have the limit.
         SetupError: the kernel refuses.
     """
-    limits = Limits({**resources, "devices": None}, strict=False, partial=True)
+    limits = Limits(resources, strict=False, partial=True)
     _complete_cpu(cgroup, limits)
     for directory in cgroup.directories:
         if "cpuset" in directory.wanted:

@@ -11,7 +11,7 @@ import errno
 import os
 
 from firkin.errors import FirkinError, SetupError, UsageError
-from firkin.linux import clone, signals
+from firkin.linux import caps, clone, signals
 from firkin.runtime import cgroups, compiler, descriptors, launch, seccomp_cache, userns
 from firkin.runtime.lifecycle import delete, folder, hooks
 from firkin.spec import jsontext, validate
@@ -177,6 +177,8 @@ class Creation:
         record.shares_pids = not plan.clone_flags & clone.CLONE_NEWPID
         plan.watch_members = record.shares_pids and not record.cgroups
         plan.detached = True
+        clip_capabilities(plan, process, options.warn)
+        plan.find_home = lacks_home(plan)
         plan.release_fds = (container.fileno(),)
         plan.no_pivot = options.no_pivot
         plan.new_keyring = options.new_keyring
@@ -213,6 +215,8 @@ class Creation:
         """Count the descriptors to keep; those of socket activation, too (sd_listen_fds(3))."""
         listening = os.environ.get("LISTEN_FDS", "")
         count = int(listening) if listening.isascii() and listening.isdigit() else 0
+        if os.environ.get("LISTEN_PID") != str(os.getpid()):
+            count = 0  # they are for another process
         if count:
             plan.env = (*plan.env, f"LISTEN_FDS={count}", "LISTEN_PID=1")
         count += self._options.preserve_fds
@@ -302,6 +306,33 @@ def read_config(options: Options) -> tuple[bytes, dict[str, Any]]:
     config = validate.parse(text or b"", path)
     validate.validate(config)
     return text or b"", config
+
+
+def lacks_home(plan: Plan) -> bool:
+    """Whether the environment says nothing of ``HOME``, or only that it is empty."""
+    return not any(entry.startswith("HOME=") and entry != "HOME=" for entry in plan.env)
+
+
+def clip_capabilities(plan: Plan, process: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Leave out of *plan* what this process can't give, and say so, as the specification asks.
+
+    A new user namespace gives all capabilities, over what is its own.
+    """
+    unknown = {
+        name
+        for names in (process.get("capabilities") or {}).values()
+        for name in names
+        if name not in caps.NAMES
+    }
+    sets = ("bounding", "effective", "permitted", "inheritable", "ambient")
+    if not plan.new_user and not plan.joined_user:
+        _, permitted, _ = caps.get_caps()
+        for name in sets:
+            wanted = getattr(plan, name)
+            unknown.update(caps.names(wanted & ~permitted))
+            setattr(plan, name, wanted & permitted)
+    if unknown:
+        warn(f"ignoring unknown or unavailable capabilities: {', '.join(sorted(unknown))}")
 
 
 def load_seccomp(profile: dict[str, Any] | None) -> tuple[bytes | None, int]:

@@ -64,7 +64,7 @@ def destroy(container: Container, warn: Callable[[str], None] | None = None) -> 
     """
     record = container.record
     if record.pid > 0:
-        kill_first(record.pid, record.started)
+        kill_first(record.pid, record.started, record.freezer)
     _remove_cgroups(record.cgroups)
     for path in record.undo.get("resctrl", {}).get("remove", ()):
         try:
@@ -80,11 +80,12 @@ def destroy(container: Container, warn: Callable[[str], None] | None = None) -> 
     container.forget()
 
 
-def kill_first(pid: int, started: int) -> None:
+def kill_first(pid: int, started: int, freezer: str) -> None:
     """Kill the container's first process, and wait until it has ended.
 
-    Raises:
-        SetupError: it does not end.
+    Args:
+        pid, started: which.
+        freezer: the file of the freezer that may hold it, or "".
     """
     # Built in, and all that is needed of the module `signal`.
     from _signal import pidfd_send_signal  # type: ignore[import-not-found]
@@ -98,10 +99,11 @@ def kill_first(pid: int, started: int) -> None:
         if not folder.is_alive(pid, started):
             return
         pidfd_send_signal(pidfd, _SIGKILL)
+        folder.thaw(freezer)
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
-        if not poller.poll(_PATIENCE):
-            return  # frozen by v1: it dies when the removal of its cgroup lets it go on
+        # If not, the removal of its cgroup says so.
+        poller.poll(_PATIENCE)
     except ProcessLookupError:
         return
     finally:

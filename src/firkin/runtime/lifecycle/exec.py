@@ -15,11 +15,18 @@ from firkin.errors import FirkinError, SetupError, UsageError
 from firkin.linux import clone, ns, signals
 from firkin.runtime import cgroups, compiler, descriptors, foreground, launch, userns
 from firkin.runtime.lifecycle import folder
-from firkin.runtime.lifecycle.create import load_seccomp, send_console, write_pid_file
+from firkin.runtime.lifecycle.create import (
+    clip_capabilities,
+    lacks_home,
+    load_seccomp,
+    send_console,
+    write_pid_file,
+)
 from firkin.spec import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from firkin.runtime.lifecycle.folder import Container
@@ -34,23 +41,27 @@ class Options:
         pid_file: where its pid is written, or "".
         console_socket: a socket that takes the master of its terminal, or "".
         preserve_fds: how many descriptors from 3 on it inherits.
-        cgroup: a cgroup below the container's for it, or "".
+        cgroups: cgroups below the container's for it.
         ignore_paused: try although the container is paused.
+        warn: told of what is passed over.
     """
 
     __slots__ = (
-        "cgroup",
+        "cgroups",
         "console_socket",
         "detach",
         "ignore_paused",
         "pid_file",
         "preserve_fds",
+        "warn",
     )
 
     def __init__(self) -> None:
         self.detach = self.ignore_paused = False
-        self.pid_file = self.console_socket = self.cgroup = ""
+        self.pid_file = self.console_socket = ""
+        self.cgroups: list[str] = []
         self.preserve_fds = 0
+        self.warn: Callable[[str], None] = lambda _text: None
 
 
 def base_process(container: Container) -> dict[str, Any]:
@@ -101,14 +112,12 @@ def execute(container: Container, process: dict[str, Any], options: Options) -> 
             "give --tty and --detach",
         )
     opened = compiler.Opened()
-    cgroup = _Joined(container, options.cgroup)
+    cgroup = _Joined(container, options.cgroups)
     try:
         start = _prepare(container, process, options, opened, cgroup)
         if options.detach:
-            pid, pidfd = start.start()
+            _, pidfd = _start(start, options)
             os.close(pidfd)
-            if options.pid_file:
-                write_pid_file(options.pid_file, pid)
             return 0
         return _stay(start, opened, options)
     finally:
@@ -132,6 +141,8 @@ def _prepare(
     plan.joins = _namespaces(container, opened)
     plan.joined_user = any(flag == clone.CLONE_NEWUSER for _, flag, _ in plan.joins)
     plan.detached = True
+    clip_capabilities(plan, process, options.warn)
+    plan.find_home = lacks_home(plan)
     plan.keep_fds = options.preserve_fds
     descriptors.check_inherited(options.preserve_fds)
     start = launch.Launch(plan, cgroup)
@@ -157,6 +168,18 @@ def _send_listener(container: Container, profile: dict[str, Any], pid: int, fd: 
     seccomp_notify.send(profile, container.record.state(folder.RUNNING), pid, fd)
 
 
+def _start(start: launch.Launch, options: Options) -> tuple[int, int]:
+    pid, pidfd = start.start()
+    if options.pid_file:
+        try:
+            write_pid_file(options.pid_file, pid)
+        except SetupError:
+            signals.pidfd_send_signal(pidfd, signals.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+    return pid, pidfd
+
+
 def _stay(start: launch.Launch, opened: compiler.Opened, options: Options) -> int:
     terminal: Terminal | None = None
 
@@ -172,10 +195,8 @@ def _stay(start: launch.Launch, opened: compiler.Opened, options: Options) -> in
     old = signals.block(foreground.HANDLED)
     signal_fd = signals.signalfd(foreground.HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
     try:
-        pid, pidfd = start.start()
+        pid, pidfd = _start(start, options)
         opened.close()
-        if options.pid_file:
-            write_pid_file(options.pid_file, pid)
         status = foreground.Foreground(pid, pidfd, signal_fd, terminal).wait()
         os.close(pidfd)
         return status
@@ -222,18 +243,21 @@ class _Joined:
 
     Args:
         container: whose.
-        below: a cgroup below it, or "".
+        places: cgroups below it, as :func:`firkin.runtime.cgroups.existing.within` takes them.
     """
 
     __slots__ = ("_cgroup",)
 
-    def __init__(self, container: Container, below: str) -> None:
+    def __init__(self, container: Container, places: list[str]) -> None:
         paths = container.record.cgroups
-        if below:
-            if not paths:
-                raise UsageError(f"cannot use cgroup '{below}'", "the container has none")
-            paths = [_below(path, below) for path in paths]
         self._cgroup = cgroups.reopen(cgroups.detect(), paths) if paths else None
+        if not places:
+            return
+        if self._cgroup is None:
+            raise UsageError(f"cannot use --cgroup '{places[0]}'", "the container has none")
+        from firkin.runtime.cgroups import existing
+
+        self._cgroup = existing.within(self._cgroup, places)
 
     def create(self) -> None:
         """It exists."""
@@ -257,18 +281,6 @@ class _Joined:
     def close(self) -> None:
         if self._cgroup is not None:
             self._cgroup.close()
-
-
-def _below(path: str, name: str) -> str:
-    """Return the cgroup *name* below *path*.
-
-    Raises:
-        UsageError: it climbs out.
-    """
-    joined = os.path.normpath(f"{path}/{name}")
-    if joined != path and not joined.startswith(f"{path}/"):
-        raise UsageError(f"cannot use cgroup '{name}'", "it is outside of the container's own")
-    return joined
 
 
 def mark(error: FirkinError) -> FirkinError:

@@ -79,8 +79,7 @@ def kill(container: Container, number: int, *, everyone: bool = False) -> None:
             f"cannot kill container '{container.id}'", error.strerror or "", errno=error.errno or 0
         ) from error
     if number == _signal.SIGKILL and status == folder.PAUSED:
-        # On v1 a frozen process gets no signal before it goes on.
-        _thaw(container)
+        folder.thaw(record.freezer)
 
 
 def _kill_all(container: Container, number: int) -> None:
@@ -100,9 +99,3 @@ def _kill_all(container: Container, number: int) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
-
-
-def _thaw(container: Container) -> None:
-    from firkin.runtime import cgroups
-
-    cgroups.reopen(cgroups.detect(), container.record.cgroups).thaw()
