@@ -117,7 +117,11 @@ def _mount_in(entry: Mount, root: int) -> None:
         data = _with_mode(data, root, entry.destination)
     kind = "file" if is_file else "dir"
     make = _make_unfollowed if entry.onto_link else paths.make_in_root
-    target = make(root, entry.destination, kind)
+    try:
+        target = make(root, entry.destination, kind)
+    except IsADirectoryError:
+        # mount(2) itself says so of a file and a folder, and Docker looks for that.
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), entry.destination) from None
     try:
         if entry.fstype in ("proc", "sysfs"):
             _check_plain_target(root, entry)

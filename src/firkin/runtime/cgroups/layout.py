@@ -21,6 +21,11 @@ V1_CONTROLLERS = frozenset(
         *("perf_event", "net_prio", "hugetlb", "pids", "rdma", "misc", "debug", "dmem"),
     )
 )
+# Without one of these on v1 the machine is one of v2, though another program may have mounted
+# net_cls, say, for itself: only v1 has that.
+_MAIN = frozenset(
+    ("cpuset", "cpu", "cpuacct", "blkio", "memory", "devices", "freezer", "pids", "hugetlb")
+)
 
 
 class Hierarchy:
@@ -58,7 +63,7 @@ class Layout:
 
     Attributes:
         version: ``"v1"``, ``"v2"``, ``"hybrid"`` (controllers on v1 and a cgroup2
-            mount beside them) or ``"none"``.
+            mount beside them) or ``"none"``. Controllers that v2 never had do not count.
         hierarchies: the v1 hierarchies that have controllers, then the unified one.
         controllers: each controller's hierarchy.
         unified: the cgroup2 hierarchy, or ``None``.
@@ -72,7 +77,7 @@ class Layout:
         self.named = tuple(named)
         self.controllers = {c: h for h in self.hierarchies for c in h.controllers}
         self.unified = next((h for h in self.hierarchies if h.version == 2), None)
-        old = any(h.version == 1 for h in self.hierarchies)
+        old = any(h.version == 1 and not _MAIN.isdisjoint(h.controllers) for h in self.hierarchies)
         if self.unified:
             self.version = "hybrid" if old else "v2"
         else:

@@ -46,7 +46,7 @@ def prepare(
     rules: devices.Rules = ()
     if device_control and _may_control_devices():
         rules = devices.complete(limits.devices, devices.TUNNEL if every_controller else ())
-        if rules and layout.version != "v2":
+        if rules and ("devices" in layout.controllers or layout.unified is None):
             settings += v1.device_settings(rules)
             rules = ()
     required = {setting.controller: setting.field for setting in settings}
@@ -72,7 +72,8 @@ def prepare(
             places[hierarchy] = directory
         elif needed:
             raise refusal
-    if layout.version == "v2" and layout.unified and not places:
+    alone = layout.version == "v2" and not places
+    if layout.unified and layout.unified not in places and (bare or alone):
         directory = _place(layout.unified, parts, relative, needed=bare)
         refusal = _refusal(directory, "") if directory else None
         if refusal is not None and bare:
@@ -80,21 +81,30 @@ def prepare(
         if directory is not None and refusal is None:
             places[layout.unified] = directory
     if every_controller:
-        for hierarchy in (*layout.hierarchies, *layout.named):
-            if hierarchy not in places:
-                directory = _place(hierarchy, parts, relative, needed=False)
-                if directory is not None and _refusal(directory, "") is None:
-                    places[hierarchy] = directory
-        if layout.version == "v2" and layout.unified in places:
-            places[layout.unified].all_controllers = True
+        _everywhere(layout, places, parts, relative)
     if not places:
         from firkin.runtime.cgroups.none import NoCgroup
 
         return NoCgroup("there is no cgroup that this user may use; " + DELEGATE)
     freezer = None
-    if layout.version != "v2" and (hierarchy := layout.controllers.get("freezer")):
+    if hierarchy := layout.controllers.get("freezer"):  # v2 has no such controller
         freezer = places.get(hierarchy) or _place(hierarchy, parts, relative, needed=False)
     return Cgroup(list(places.values()), limits, settings, rules, freezer, reuse=reuse)
+
+
+def _everywhere(
+    layout: Layout, places: dict[Hierarchy, Directory], parts: list[str], relative: bool
+) -> None:
+    """Add the hierarchies that no limit needs; v2 alone where it has the controllers."""
+    if layout.version == "v2":
+        if layout.unified in places:
+            places[layout.unified].all_controllers = True
+        return
+    for hierarchy in (*layout.hierarchies, *layout.named):
+        if hierarchy not in places:
+            directory = _place(hierarchy, parts, relative, needed=False)
+            if directory is not None and _refusal(directory, "") is None:
+                places[hierarchy] = directory
 
 
 def check(directories: list[Directory], limits: Limits, reuse: bool) -> None:
@@ -179,6 +189,7 @@ def translate(layout: Layout, limits: Limits) -> list[Setting]:
     if layout.version == "v2":
         v2.refuse(limits)
         return [s for section in v2.SECTIONS.values() for s in section(limits)] + v2.unified(limits)
+    v2.refuse(limits, {c for c, hierarchy in layout.controllers.items() if hierarchy.version == 2})
     if limits.unified:
         raise Unsupported(
             "cannot set linux.resources.unified", "this machine's controllers are on cgroup v1"

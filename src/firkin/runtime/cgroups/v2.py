@@ -7,7 +7,7 @@ from firkin.runtime.cgroups.limits import Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from firkin.runtime.cgroups.limits import Limits
 
@@ -38,25 +38,29 @@ def swap_value(limits: Limits) -> int | str | None:
     return "max" if limits.swap < 0 else limits.swap - (limits.memory or 0)
 
 
-def refuse(limits: Limits) -> None:
-    """Refuse what only cgroup v1 has.
+# The controllers whose fields v2 does not all have; on v2, or nowhere.
+LESS = ("memory", "cpu", "net_cls", "net_prio", "io")
+
+
+def refuse(limits: Limits, controllers: Collection[str] = LESS) -> None:
+    """Refuse what only cgroup v1 has, of those *controllers* that are on v2.
 
     Raises:
         Unsupported: naming the field.
     """
-    for field, given in (
-        ("memory.swappiness", limits.swappiness is not None),
-        ("memory.disableOOMKiller", limits.oom_kill_disable),
-        ("memory.kernel", (limits.kernel or -1) > 0),
-        ("memory.kernelTCP", (limits.kernel_tcp or -1) > 0),
-        ("cpu.realtimeRuntime", limits.rt_runtime is not None),
-        ("cpu.realtimePeriod", limits.rt_period is not None),
-        ("network.classID", limits.class_id is not None),
-        ("network.priorities", bool(limits.priorities)),
-        ("blockIO.leafWeight", limits.leaf_weight is not None),
-        ("blockIO.leafWeight", any(leaf for _, _, leaf in limits.block_weight_devices)),
+    for controller, field, given in (
+        ("memory", "memory.swappiness", limits.swappiness is not None),
+        ("memory", "memory.disableOOMKiller", limits.oom_kill_disable),
+        ("memory", "memory.kernel", (limits.kernel or -1) > 0),
+        ("memory", "memory.kernelTCP", (limits.kernel_tcp or -1) > 0),
+        ("cpu", "cpu.realtimeRuntime", limits.rt_runtime is not None),
+        ("cpu", "cpu.realtimePeriod", limits.rt_period is not None),
+        ("net_cls", "network.classID", limits.class_id is not None),
+        ("net_prio", "network.priorities", bool(limits.priorities)),
+        ("io", "blockIO.leafWeight", limits.leaf_weight is not None),
+        ("io", "blockIO.leafWeight", any(leaf for _, _, leaf in limits.block_weight_devices)),
     ):
-        if given:
+        if given and controller in controllers:
             raise Unsupported(
                 f"cannot set linux.resources.{field}", "cgroup v2 has no such setting"
             )
