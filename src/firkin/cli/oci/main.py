@@ -159,6 +159,7 @@ def _dispatch(argv: list[str], log: Log) -> int:
     # A table of imports would load nothing less and say it twice.
     module = __import__(f"firkin.cli.oci.{_module(verb)}", fromlist=("main",))
     context = Context(options, log)
+    log.debug(f"firkin-runtime {' '.join(argv)}")
     result: int = module.main(context, words[1:])
     return result
 

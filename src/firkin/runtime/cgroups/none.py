@@ -85,6 +85,9 @@ class NoCgroup:
         """Nothing is counted."""
         return Stats(None, None, None)
 
+    def delegate(self, uid: int) -> None:
+        """Nothing to give away."""
+
     def remove(self) -> None:
         """Let go of the process."""
         self.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-from firkin.errors import FirkinError, SetupError, UsageError
+from firkin.errors import FirkinError, SetupError, Unsupported, UsageError
 from firkin.linux import caps, clone, signals
 from firkin.runtime import cgroups, compiler, descriptors, launch, seccomp_cache, userns
 from firkin.runtime.lifecycle import delete, folder, hooks
@@ -436,9 +436,15 @@ def _open_cgroup(
     if options.systemd_cgroup:
         from firkin.runtime.cgroups import systemd
 
-        path = systemd.systemd_path(path)
+        path = systemd.systemd_path(path, container_id)
+        raise Unsupported(
+            f"cannot make the cgroup {path}",
+            "firkin does not speak systemd's D-Bus interface yet",
+            "leave --systemd-cgroup out; the engine's cgroup driver is then cgroupfs",
+        )
     if not path:
-        path = f"/firkin-{container_id}" if os.geteuid() == 0 else f"firkin-{container_id}"
+        path = f"firkin-runtime-{container_id}"
+        path = f"/{path}" if os.geteuid() == 0 else path
     cgroup = cgroups.open_cgroup(
         cgroups.detect(),
         path,
