@@ -352,6 +352,12 @@ def _bundle(request: Request, container_id: str) -> Prepared:
     prepared.config = config
     prepared.bundle = bundle
     linux = config.get("linux") or {}
+    if any((config.get("hooks") or {}).values()):
+        raise Unsupported(
+            "cannot run this configuration: hooks",
+            "firkin run runs none",
+            "use firkin-runtime run",
+        )
     if linux.get("intelRdt") is not None:
         raise Unsupported(
             "cannot run this configuration: linux.intelRdt",

@@ -13,8 +13,11 @@ import os
 
 from firkin.init import channel as protocol
 from firkin.init.channel import Channel
-from firkin.init.plan import Plan
 from firkin.linux import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Plan.listener: the descriptor goes with a message, by sendmsg(2); or write(2) tells its
 # number, and the parent, which needs CAP_SYS_PTRACE for that, takes a copy.
@@ -23,14 +26,19 @@ BY_NUMBER = 2
 
 
 class Loader:
-    """Loads *plan*'s filter and hands its listener over."""
+    """Loads a filter and hands its listener over.
+
+    Args:
+        load: loads the filter, and returns its listener.
+        way: how it is handed over.
+        channel: to the parent.
+    """
 
     __slots__ = ("_channel", "_load", "_way")
 
-    def __init__(self, plan: Plan, channel: Channel) -> None:
-        assert plan.seccomp is not None
-        self._load = plan.seccomp
-        self._way = plan.listener
+    def __init__(self, load: Callable[[], int], way: int, channel: Channel) -> None:
+        self._load = load
+        self._way = way
         self._channel = channel
 
     def load(self) -> int:

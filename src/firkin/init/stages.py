@@ -442,10 +442,10 @@ FINAL = (
 def run(plan: Plan, channel: Channel) -> NoReturn:
     """Carry out *plan* in the process that the parent has just cloned. Never returns."""
     child = Child(plan, channel)
-    if plan.listener:
+    if plan.listener and plan.seccomp is not None:
         from firkin.init.listener import Loader
 
-        plan.seccomp = Loader(plan, channel).load
+        plan.seccomp = Loader(plan.seccomp, plan.listener, channel).load
     _listen(child)
     _finish(child, STEPS + FINAL)
 

@@ -72,9 +72,7 @@ class Address:
 
     __slots__ = ("attributes", "family", "flags", "prefix", "scope")
 
-    def __init__(
-        self, family: int, prefix: int, flags: int, scope: int, attributes: bytes
-    ) -> None:
+    def __init__(self, family: int, prefix: int, flags: int, scope: int, attributes: bytes) -> None:
         self.family = family
         self.prefix = prefix
         self.flags = flags
@@ -166,9 +164,7 @@ class Connection:
         """Switch a device on."""
         self._request(_RTM_NEWLINK, _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP), (index, "IFF_UP"))
 
-    def _request(
-        self, kind: int, body: bytes, shown: tuple[object, ...], flags: int = 0
-    ) -> None:
+    def _request(self, kind: int, body: bytes, shown: tuple[object, ...], flags: int = 0) -> None:
         started = perf_counter()
         shown = (self._socket.fileno(), _NAMES[kind], *shown)
         header = _HEADER.pack(
@@ -184,9 +180,7 @@ class Connection:
     def _ask(self, kind: int, body: bytes) -> Iterator[bytes]:
         """Send a request for a list, and yield the bodies of the answers."""
         started = perf_counter()
-        header = _HEADER.pack(
-            _HEADER.size + len(body), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0
-        )
+        header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
         self._socket.send(header + body)
         libc.tell("sendmsg", (self._socket.fileno(), _NAMES[kind], "NLM_F_DUMP"), 0, started)
         while True:

@@ -70,9 +70,7 @@ def attributes(
     period: int = 0,
 ) -> bytes:
     """Return a ``struct sched_attr``; the last three are in nanoseconds."""
-    return _ATTR.pack(
-        _ATTR.size, policy, flags, nice, priority, runtime, deadline, period, 0, 0
-    )
+    return _ATTR.pack(_ATTR.size, policy, flags, nice, priority, runtime, deadline, period, 0, 0)
 
 
 def set_attributes(pid: int, packed: bytes) -> None:

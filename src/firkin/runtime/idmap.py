@@ -54,6 +54,13 @@ class IdMaps:
         )
         return uid, gid
 
+    def outside(self, uid: int) -> int:
+        """Return the uid outside that *uid* is inside, or -1 where it is not mapped."""
+        for inside, outside, count in self.uids:
+            if inside <= uid < inside + count:
+                return outside + uid - inside
+        return -1
+
     def is_single(self) -> bool:
         """Whether only one id is mapped, which forbids setgroups(2) to ordinary users."""
         return len(self.gids) == 1 and self.gids[0][2] == 1

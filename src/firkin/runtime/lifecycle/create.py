@@ -92,6 +92,7 @@ class Creation:
 
     __slots__ = (
         "_cgroup",
+        "_cgroup_owner",
         "_config",
         "_container",
         "_opened",
@@ -105,6 +106,8 @@ class Creation:
         self._options = options
         self._opened = compiler.Opened()
         self._cgroup: Cgroup | NoCgroup | None = None
+        # The user of the host to whom it is given, or -1.
+        self._cgroup_owner = -1
         self._text, self._config = read_config(options)
         self.on_console: Callable[[int], None] | None = None
 
@@ -190,6 +193,8 @@ class Creation:
             userns.apply_maps(plan, maps)
             if plan.new_user:
                 start.maps = maps
+            if plan.new_cgroup and self._has_writable_cgroup():
+                self._cgroup_owner = maps.outside(0)
             if os.geteuid() == 0:
                 userns.open_binds(plan, self._opened)
         start.oom_score_adj = process.get("oomScoreAdj")
@@ -222,6 +227,12 @@ class Creation:
         count += self._options.preserve_fds
         descriptors.check_inherited(count)
         return count
+
+    def _has_writable_cgroup(self) -> bool:
+        return any(
+            mount.get("type") in ("cgroup", "cgroup2") and "ro" not in (mount.get("options") or ())
+            for mount in self._config.get("mounts") or ()
+        )
 
     def _make_fifo(self, plan: Plan) -> None:
         path = f"{self._container.path}/{folder.FIFO}"
@@ -268,8 +279,9 @@ class Creation:
     def _note_pid(self, pid: int) -> None:
         record = self._container.record
         record.pid, record.started = pid, folder.start_time(pid)
-        record.freezer = _freezer_file(record.cgroups)
         self._container.save()
+        if self._cgroup_owner >= 0 and self._cgroup is not None:
+            self._cgroup.delegate(self._cgroup_owner)
         if "resctrl" in record.undo:
             from firkin.runtime import rdt
 
@@ -455,16 +467,6 @@ def _open_cgroup(
     )
     cgroup.check()
     return cgroup
-
-
-def _freezer_file(paths: list[str]) -> str:
-    """Return the file in the cgroup that tells whether it is frozen, or ""."""
-    # v1's, where there is one: on a hybrid machine both files are there.
-    for name in ("freezer.state", "cgroup.freeze"):
-        for path in paths:
-            if os.path.exists(f"{path}/{name}"):
-                return f"{path}/{name}"
-    return ""
 
 
 def _no_cgroup(linux: dict[str, Any]) -> NoCgroup:

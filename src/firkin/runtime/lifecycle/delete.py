@@ -9,6 +9,7 @@ import os
 import select
 
 from firkin.errors import FirkinError, UsageError
+from firkin.runtime.cgroups import light
 from firkin.runtime.lifecycle import folder
 
 TYPE_CHECKING = False
@@ -64,7 +65,7 @@ def destroy(container: Container, warn: Callable[[str], None] | None = None) -> 
     """
     record = container.record
     if record.pid > 0:
-        kill_first(record.pid, record.started, record.freezer)
+        kill_first(record.pid, record.started, record.cgroups)
     _remove_cgroups(record.cgroups)
     for path in record.undo.get("resctrl", {}).get("remove", ()):
         try:
@@ -80,12 +81,12 @@ def destroy(container: Container, warn: Callable[[str], None] | None = None) -> 
     container.forget()
 
 
-def kill_first(pid: int, started: int, freezer: str) -> None:
+def kill_first(pid: int, started: int, cgroups: list[str]) -> None:
     """Kill the container's first process, and wait until it has ended.
 
     Args:
         pid, started: which.
-        freezer: the file of the freezer that may hold it, or "".
+        cgroups: those that it may be frozen in.
     """
     # Built in, and all that is needed of the module `signal`.
     from _signal import pidfd_send_signal  # type: ignore[import-not-found]
@@ -99,7 +100,7 @@ def kill_first(pid: int, started: int, freezer: str) -> None:
         if not folder.is_alive(pid, started):
             return
         pidfd_send_signal(pidfd, _SIGKILL)
-        folder.thaw(freezer)
+        folder.thaw(cgroups)
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
         # If not, the removal of its cgroup says so.
@@ -111,14 +112,7 @@ def kill_first(pid: int, started: int, freezer: str) -> None:
 
 
 def _remove_cgroups(paths: list[str]) -> None:
-    left = []
-    for path in paths:
-        try:
-            os.rmdir(path)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            left.append(path)
+    left = light.remove(paths)
     if left:
         # It has cgroups of its own making below it, or processes.
         from firkin.runtime import cgroups

@@ -246,11 +246,13 @@ class _Joined:
         places: cgroups below it, as :func:`firkin.runtime.cgroups.existing.within` takes them.
     """
 
-    __slots__ = ("_cgroup",)
+    __slots__ = ("_cgroup", "_first")
 
     def __init__(self, container: Container, places: list[str]) -> None:
         paths = container.record.cgroups
         self._cgroup = cgroups.reopen(cgroups.detect(), paths) if paths else None
+        # A container may have moved its processes below; not where a place is named.
+        self._first = 0 if places else container.record.pid
         if not places:
             return
         if self._cgroup is None:
@@ -276,7 +278,7 @@ class _Joined:
         return self._cgroup.entries() if self._cgroup is not None else []
 
     def directory_fd(self) -> int | None:
-        return self._cgroup.directory_fd() if self._cgroup is not None else None
+        return self._cgroup.directory_fd(self._first) if self._cgroup is not None else None
 
     def close(self) -> None:
         if self._cgroup is not None:

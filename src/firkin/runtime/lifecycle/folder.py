@@ -24,6 +24,7 @@ import stat
 from time import monotonic, sleep, strftime, time_ns
 
 from firkin.errors import SetupError, UsageError
+from firkin.runtime.cgroups.light import is_frozen
 from firkin.spec import OCI_VERSION, jsontext
 
 TYPE_CHECKING = False
@@ -100,7 +101,6 @@ class Record:
         owner: the name of the user who created it, where it is not root.
         annotations: those of the configuration.
         cgroups: absolute directories, one a hierarchy.
-        freezer: the file that tells whether the container is paused, or "".
         hooks: the configuration's ``poststart`` and ``poststop``.
         shares_pids: whether the end of the first process is not the end of all.
         mount_namespace: the id of its mount namespace, where only that finds its processes.
@@ -112,7 +112,6 @@ class Record:
         "bundle",
         "cgroups",
         "created",
-        "freezer",
         "hooks",
         "id",
         "mount_namespace",
@@ -130,7 +129,7 @@ class Record:
         self.pid = self.started = 0
         self.created = False
         self.time = _now()
-        self.bundle = self.rootfs = self.owner = self.freezer = ""
+        self.bundle = self.rootfs = self.owner = ""
         self.annotations: dict[str, str] = {}
         self.cgroups: list[str] = []
         self.hooks: dict[str, Any] = {}
@@ -332,7 +331,7 @@ class Container:
             return CREATING
         if os.path.exists(f"{self.path}/{FIFO}"):
             return CREATED
-        return PAUSED if is_frozen(record.freezer) else RUNNING
+        return PAUSED if is_frozen(record.cgroups) else RUNNING
 
 
 def is_alive(pid: int, started: int) -> bool:
@@ -373,25 +372,17 @@ def start_time(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
-def is_frozen(file: str) -> bool:
-    """Whether the freezer's *file* (``freezer.state`` or ``cgroup.freeze``) says so."""
-    if not file:
-        return False
-    try:
-        with open(file) as opened:
-            return opened.read().strip() in ("FROZEN", "FREEZING", "1")
-    except OSError:
-        return False
-
-
-def thaw(file: str) -> None:
-    """Let the processes go on that *file*, v1's ``freezer.state``, holds.
+def thaw(cgroups: list[str]) -> None:
+    """Let the processes go on that v1's freezer holds in one of *cgroups*.
 
     They get no signal before that, not even SIGKILL; v2's freezer lets it through.
     """
-    if file.endswith("/freezer.state") and is_frozen(file):
-        with open(file, "w") as opened:
-            opened.write("THAWED")
+    for path in cgroups:
+        try:
+            with open(f"{path}/freezer.state", "w") as file:
+                file.write("THAWED")
+        except OSError:
+            continue  # of another controller, or gone
 
 
 def containers(root: str) -> list[Container]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from firkin.errors import UsageError
 from firkin.runtime import cgroups
+from firkin.runtime.cgroups.light import is_frozen
 from firkin.runtime.lifecycle import folder
 
 TYPE_CHECKING = False
@@ -54,7 +55,7 @@ def resume(container: Container) -> None:
     """
     container.find().lock()
     status = container.status()
-    if not folder.is_frozen(container.record.freezer) or status == folder.STOPPED:
+    if not is_frozen(container.record.cgroups) or status == folder.STOPPED:
         raise UsageError(f"cannot resume container '{container.id}'", f"it is {status}, not paused")
     cgroup_of(container).thaw()
     container.close()

@@ -79,7 +79,7 @@ def kill(container: Container, number: int, *, everyone: bool = False) -> None:
             f"cannot kill container '{container.id}'", error.strerror or "", errno=error.errno or 0
         ) from error
     if number == _signal.SIGKILL and status == folder.PAUSED:
-        folder.thaw(record.freezer)
+        folder.thaw(record.cgroups)
 
 
 def _kill_all(container: Container, number: int) -> None:

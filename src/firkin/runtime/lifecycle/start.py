@@ -73,7 +73,7 @@ def after_start(container: Container) -> None:
     try:
         hooks.run(hooks.parse(record.hooks["poststart"]), "poststart", record, folder.RUNNING)
     except SetupError:
-        delete.kill_first(record.pid, record.started, record.freezer)
+        delete.kill_first(record.pid, record.started, record.cgroups)
         raise
 
 
