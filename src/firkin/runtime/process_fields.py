@@ -27,7 +27,8 @@ _UNCONFINED = "unconfined"
 
 
 _MENDS = {
-    errno.EPERM: "it takes CAP_SYS_NICE",
+    # cpu.rt_runtime_us of a new cgroup of v1 is 0 (sched-rt-group.rst).
+    errno.EPERM: "it takes CAP_SYS_NICE; real time, on cgroup v1, resources.cpu.realtimeRuntime",
     errno.EINVAL: "this kernel, or the container's cpuset, does not have it",
     errno.EBUSY: "there is not enough time left of the processors",
 }

@@ -18,7 +18,8 @@ _OPTIONS = {
     "--interval": Word(VALUE, "TIME", "between two statistics, as 500ms, 5s (default) or 1m"),
     "--stats": Word(FLAG, "", "print the statistics once, and end"),
 }
-_UNITS = (("ms", 0.001), ("us", 0.000001), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
+# Those first that begin with another.
+_UNITS = (("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
 
 
 def main(context: Context, argv: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def main(context: Context, argv: Sequence[str]) -> int:
     if found is None:
         return 0
     options, arguments = found
-    interval = _seconds(options.get("--interval") or "5s")
+    interval = _seconds(options.get("--interval", "5s"))
     from firkin.runtime.lifecycle import events
     from firkin.runtime.lifecycle.folder import Container
 
@@ -57,10 +58,16 @@ def _show(event: dict[str, Any]) -> None:
 
 
 def _seconds(text: str) -> float:
-    for unit, factor in _UNITS:
-        number = text.removesuffix(unit)
-        if number != text and number.replace(".", "", 1).isdigit() and number.isascii():
-            value = float(number) * factor
-            if value > 0:
-                return value
-    raise UsageError(f"cannot set --interval to '{text}'", "expected a duration such as 5s")
+    """Return the seconds of a duration as Go writes them: ``1h5m2.5s``, ``300ms``."""
+    total, rest = 0.0, text
+    while rest:
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789."))]
+        rest = rest[len(digits) :]
+        unit = next((unit for unit, _ in _UNITS if rest.startswith(unit)), "")
+        if not unit or digits.count(".") > 1 or not digits.strip("."):
+            break
+        total += float(digits) * dict(_UNITS)[unit]
+        rest = rest[len(unit) :]
+    if rest or total <= 0:
+        raise UsageError(f"cannot set --interval to '{text}'", "expected a duration such as 5s")
+    return total

@@ -48,6 +48,8 @@ def main(context: Context, argv: Sequence[str]) -> int:
     if form == "json":
         from firkin.spec.jsontext import dump
 
+        for state in states:
+            state["owner"] = state["owner"] or "root"
         print(dump(states) if states else "null")
         return 0
     rows: list[tuple[str, ...]] = [_COLUMNS]

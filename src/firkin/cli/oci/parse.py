@@ -88,7 +88,8 @@ def parse(
             continue
         if not equals:
             if not words:
-                raise UsageError(f"cannot use option {name}", "its value is missing")
+                # Go's words: podman looks for them, to learn which options there are.
+                raise UsageError(f"cannot use option {name}", "flag needs an argument")
             text = words.pop(0)
         if found.kind == LIST:
             options.setdefault(name, []).append(text)

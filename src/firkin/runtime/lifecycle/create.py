@@ -19,13 +19,18 @@ from firkin.spec import jsontext, validate
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from firkin.init.plan import Plan
     from firkin.runtime.cgroups.group import Cgroup
     from firkin.runtime.cgroups.none import NoCgroup
     from firkin.runtime.idmap import IdMaps
     from firkin.runtime.lifecycle.folder import Container
+
+    class Starter(Protocol):
+        """What makes the container's first process, and returns its pid and pidfd."""
+
+        def start(self) -> tuple[int, int]: ...
 
 
 class Options:
@@ -160,20 +165,11 @@ class Creation:
         except (FirkinError, OSError):
             return  # it stays recorded, for `delete --force`
 
-    def _prepare(self, *, wait: bool) -> launch.Launch:
+    def _prepare(self, *, wait: bool) -> Starter:
         container, options, config = self._container, self._options, self._config
         process, linux = config.get("process") or {}, config.get("linux") or {}
         record = container.record
-        record.bundle = os.path.abspath(options.bundle)
-        record.annotations = config.get("annotations") or {}
-        record.owner = _owner()
-        record.hooks = {
-            kind: entries
-            for kind, entries in (config.get("hooks") or {}).items()
-            if kind in ("poststart", "poststop")
-        }
-        maps = _maps(linux)
-        self._cgroup = cgroup = _open_cgroup(linux, container.id, options, maps)
+        cgroup, maps = self._begin()
         plan = self._compile(cgroup, linux)
         record.rootfs = plan.root
         record.cgroups = cgroup.paths()
@@ -210,6 +206,23 @@ class Creation:
         container.write(folder.CONFIG, self._text)
         container.save()
         return start
+
+    def _begin(self) -> tuple[Cgroup | NoCgroup, IdMaps | None]:
+        """Note what the configuration says of the container; return its cgroup and its ids."""
+        container, options, config = self._container, self._options, self._config
+        linux = config.get("linux") or {}
+        record = container.record
+        record.bundle = os.path.abspath(options.bundle)
+        record.annotations = config.get("annotations") or {}
+        record.owner = _owner()
+        record.hooks = {
+            kind: entries
+            for kind, entries in (config.get("hooks") or {}).items()
+            if kind in ("poststart", "poststop")
+        }
+        maps = _maps(linux)
+        self._cgroup = cgroup = _open_cgroup(linux, container.id, options, maps)
+        return cgroup, maps
 
     def _compile(self, cgroup: Cgroup | NoCgroup, linux: dict[str, Any]) -> Plan:
         program, flags = load_seccomp(linux.get("seccomp"))

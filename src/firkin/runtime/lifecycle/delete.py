@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 
-from firkin.errors import FirkinError, UsageError
+from firkin.errors import FirkinError, SetupError, UsageError
 from firkin.runtime.cgroups import light
 from firkin.runtime.lifecycle import folder
 
@@ -39,11 +39,10 @@ def delete(container: Container, *, force: bool, warn: Callable[[str], None]) ->
         container.find().lock()
         # What was true before we had it may not be any more.
         container.find()
-    except UsageError:
+    except (UsageError, SetupError):
         if not force:
             raise
-        if os.path.isdir(container.root):
-            container.clear()
+        _delete_remains(container)
         return
     status = container.status()
     if not force and status not in (folder.STOPPED, folder.CREATED):
@@ -53,6 +52,17 @@ def delete(container: Container, *, force: bool, warn: Callable[[str], None]) ->
             "kill it first, or give --force",
         )
     destroy(container, warn)
+
+
+def _delete_remains(container: Container) -> None:
+    """Remove what there is of a container that has no record, or none that can be read."""
+    try:
+        if container.fileno() < 0:
+            container.lock()
+        container.forget()
+    except UsageError:
+        if os.path.isdir(container.root):
+            container.clear()
 
 
 def destroy(container: Container, warn: Callable[[str], None] | None = None) -> None:

@@ -40,7 +40,8 @@ def follow(container: Container, interval: float) -> Iterator[dict[str, Any]]:
         container: one that was found.
         interval: in seconds.
     """
-    yield statistics(container)
+    # Asked for now, to be refused now: the first comes after the interval.
+    statistics(container)
     watcher = oom.watch(cgroup_of(container))
     pidfd = os.pidfd_open(container.record.pid)
     try:

@@ -151,6 +151,25 @@ class Record:
         return state
 
 
+def _read_record(container_id: str, text: str) -> Record:
+    """Return the record that *text* spells.
+
+    Raises:
+        ValueError: it is none, or not that container's.
+    """
+    record = Record(container_id)
+    values = jsontext.load(text)
+    if not isinstance(values, dict) or values.get("id") != container_id:
+        raise ValueError("not the record of this container")
+    for name in Record.__slots__:
+        default = getattr(record, name)
+        value = values.get(name, default)
+        if type(value) is not type(default):
+            raise ValueError(f"{name} is no {type(default).__name__}")
+        setattr(record, name, value)
+    return record
+
+
 def _now() -> str:
     seconds, nanoseconds = divmod(time_ns(), 1_000_000_000)
     return strftime("%Y-%m-%dT%H:%M:%S", _utc(seconds)) + f".{nanoseconds:09d}Z"
@@ -213,21 +232,25 @@ class Container:
 
         Raises:
             UsageError: there is none with that id.
+            SetupError: its record can't be read.
         """
         try:
             with open(f"{self.path}/{_STATE}", encoding="utf-8") as file:
-                text = file.read()
+                self.record = _read_record(self.id, file.read())
         except FileNotFoundError:
-            # Without a record: it is just being made, or its maker was killed that early.
-            if not os.path.isdir(self.path):
+            # It is just being made, or its maker was killed that early.
+            if not self.is_busy():
                 raise self.unknown() from None
-            return self
+        except ValueError:
+            raise SetupError(
+                f"cannot read the state of container '{self.id}'",
+                f"'{self.path}/{_STATE}' is damaged",
+                "delete --force removes the container",
+            ) from None
         except OSError as error:
             raise SetupError(
                 f"cannot read the state of '{self.id}'", error.strerror or ""
             ) from None
-        for name, value in jsontext.load(text).items():
-            setattr(self.record, name, value)
         return self
 
     def unknown(self) -> UsageError:
@@ -329,9 +352,9 @@ class Container:
             return STOPPED
         if not record.created:
             return CREATING
-        if os.path.exists(f"{self.path}/{FIFO}"):
-            return CREATED
-        return PAUSED if is_frozen(record.cgroups) else RUNNING
+        if is_frozen(record.cgroups):
+            return PAUSED
+        return CREATED if os.path.exists(f"{self.path}/{FIFO}") else RUNNING
 
 
 def is_alive(pid: int, started: int) -> bool:
