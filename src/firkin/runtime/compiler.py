@@ -122,6 +122,13 @@ def compile_plan(
         plan.seccomp = Filter(seccomp, seccomp_flags).load
         compile_listener(plan, linux.get("seccomp") or {}, seccomp_flags)
     plan.init = (config.get("annotations") or {}).get(INIT_ANNOTATION) == "true"
+    if plan.init and plan.listener:
+        # The descriptor would be that of pid 1's child, whom the parent does not know.
+        raise Unsupported(
+            "cannot run --init with a seccomp listener",
+            "the filter is not that of the container's first process",
+            "leave out --init",
+        )
     traces, admin = (
         plan.bounding & caps.mask((f"CAP_SYS_{name}",)) for name in ("PTRACE", "ADMIN")
     )

@@ -11,9 +11,16 @@ import errno
 import os
 
 from firkin.errors import FirkinError, SetupError, Unsupported, UsageError
-from firkin.linux import caps, clone, signals
-from firkin.runtime import cgroups, compiler, descriptors, launch, seccomp_cache, userns
+from firkin.linux import clone, signals
+from firkin.runtime import cgroups, compiler, descriptors, launch, userns
 from firkin.runtime.lifecycle import delete, folder, hooks
+from firkin.runtime.lifecycle.process import (
+    clip_capabilities,
+    lacks_home,
+    load_seccomp,
+    send_console,
+    write_pid_file,
+)
 from firkin.spec import jsontext, validate
 
 TYPE_CHECKING = False
@@ -333,45 +340,6 @@ def read_config(options: Options) -> tuple[bytes, dict[str, Any]]:
     return text or b"", config
 
 
-def lacks_home(plan: Plan) -> bool:
-    """Whether the environment says nothing of ``HOME``, or only that it is empty."""
-    return not any(entry.startswith("HOME=") and entry != "HOME=" for entry in plan.env)
-
-
-def clip_capabilities(plan: Plan, process: dict[str, Any], warn: Callable[[str], None]) -> None:
-    """Leave out of *plan* what this process can't give, and say so, as the specification asks.
-
-    A new user namespace gives all capabilities, over what is its own.
-    """
-    unknown = {
-        name
-        for names in (process.get("capabilities") or {}).values()
-        for name in names
-        if name not in caps.NAMES
-    }
-    sets = ("bounding", "effective", "permitted", "inheritable", "ambient")
-    if not plan.new_user and not plan.joined_user:
-        _, permitted, _ = caps.get_caps()
-        for name in sets:
-            wanted = getattr(plan, name)
-            unknown.update(caps.names(wanted & ~permitted))
-            setattr(plan, name, wanted & permitted)
-    if unknown:
-        warn(f"ignoring unknown or unavailable capabilities: {', '.join(sorted(unknown))}")
-
-
-def load_seccomp(profile: dict[str, Any] | None) -> tuple[bytes | None, int]:
-    """Return the program and the flags of ``linux.seccomp``, or (None, 0) without one."""
-    if not profile:
-        return None, 0
-    program = seccomp_cache.cached(profile, seccomp_cache.directories())
-    if not profile.get("flags") and not profile.get("listenerPath"):
-        return program, 0
-    from firkin.runtime import seccomp
-
-    return program, seccomp.filter_flags(profile)
-
-
 def _check_console(terminal: bool, options: Options) -> None:
     """Refuse a terminal that nobody would hold, and a socket that would get none."""
     if terminal and options.detach and not options.console_socket:
@@ -386,44 +354,6 @@ def _check_console(terminal: bool, options: Options) -> None:
             "the runtime will not detach or the process has no terminal",
             "set process.terminal, and --detach with run",
         )
-
-
-def send_console(path: str, master: int) -> None:
-    """Send the terminal's *master* to the Unix socket at *path*, as runc does.
-
-    Source: runc's docs/terminals.md.
-    """
-    import _socket
-
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        connection.connect(path)
-        import struct
-
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", master))]
-        connection.sendmsg([b"/dev/ptmx"], rights)
-    except OSError as error:
-        raise SetupError(
-            f"cannot send the terminal to '{path}'", error.strerror or "", errno=error.errno or 0
-        ) from error
-    finally:
-        connection.close()
-        os.close(master)
-
-
-def write_pid_file(path: str, pid: int) -> None:
-    """Write *pid* to the file *path*, whole or not at all."""
-    folder_, name = os.path.split(os.path.abspath(path))
-    temporary = f"{folder_}/.{name}.{os.getpid()}"
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            os.write(fd, str(pid).encode())
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except OSError as error:
-        raise SetupError(f"cannot write the pid to '{path}'", error.strerror or "") from error
 
 
 def _maps(linux: dict[str, Any]) -> IdMaps | None:

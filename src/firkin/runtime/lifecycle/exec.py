@@ -15,7 +15,7 @@ from firkin.errors import FirkinError, SetupError, UsageError
 from firkin.linux import clone, ns, signals
 from firkin.runtime import cgroups, compiler, descriptors, foreground, launch, userns
 from firkin.runtime.lifecycle import folder
-from firkin.runtime.lifecycle.create import (
+from firkin.runtime.lifecycle.process import (
     clip_capabilities,
     lacks_home,
     load_seccomp,
