@@ -342,6 +342,7 @@ def test_removal_of_what_is_paused(docker: Docker) -> None:
     with docker.container() as box:
         pid = box.pid
         box.read("pause")
+        assert box.is_frozen()
         box.read("rm --force")
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
 
@@ -442,12 +443,17 @@ def test_update(docker: Docker) -> None:
         assert box.proc("status").partition("Cpus_allowed_list:")[2].split()[0] == "0"
 
 
+@requires("cgroup v1")
 def test_an_update_that_the_kernel_refuses(docker: Docker) -> None:
-    with docker.container("--cpuset-cpus 0") as box:
-        done = box("update --cpuset-cpus 4095")
+    """What fills a tmpfs can't be reclaimed without swap; v2 would kill instead."""
+    script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo up; sleep 1000"
+    with docker.container("--memory 64m --memory-swap 64m", "sh", "-c", script) as box:
+        ready(docker, box.name)
+        done = box("update --memory 8m --memory-swap 8m")
         assert done.returncode == 1
-        assert "Error response from daemon" in done.stderr
-        assert box.limit("cpuset") == "0"
+        assert "did not terminate successfully: exit status 1: " in done.stderr
+        assert str(8 << 20) in done.stderr
+        assert box.limit("memory") == str(64 << 20)
         assert box.state["Status"] == "running"
 
 

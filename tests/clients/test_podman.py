@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("support.podman", "support.cases_podman")
+pytest.register_assert_rewrite(
+    "support.podman", "support.cases_podman", "support.cases_podman_options"
+)
 
 from support.box import eventually, gone  # noqa: E402
 from support.cases_podman import *  # noqa: E402, F403
+from support.cases_podman_options import *  # noqa: E402, F403
 from support.clients import RUNTIMES  # noqa: E402
 from support.command import execute  # noqa: E402
-from support.podman import IMAGE, Container, Podman, session, use  # noqa: E402
+from support.podman import IMAGE, Podman, session, use  # noqa: E402
 from support.requires import requires  # noqa: E402
 
 pytestmark = requires("root")
@@ -36,34 +39,15 @@ def podman(shared_podman: Podman) -> Iterator[Podman]:
 # ---------------------------------------------------------------- cgroups
 
 
-def limit(box: Container, controller: str, v1: str, v2: str) -> str:
-    """Return the text of a limit's file on the host, by its name of cgroup v1 or v2."""
-    folder = box.cgroup(controller)
-    name = v2 if (folder / "cgroup.controllers").exists() else v1
-    return (folder / name).read_text().strip()
-
-
-def memory(box: Container) -> str:
-    return limit(box, "memory", "memory.limit_in_bytes", "memory.max")
-
-
-def processor(box: Container) -> list[str]:
-    """Return the microseconds that the container may run in a period, and the period's."""
-    if (box.cgroup("cpu") / "cgroup.controllers").exists():
-        return (box.cgroup("cpu") / "cpu.max").read_text().split()
-    return [(box.cgroup("cpu") / f"cpu.cfs_{name}_us").read_text().strip()
-            for name in ("quota", "period")]  # fmt: skip
-
-
 @requires("controller:memory", "controller:pids", "controller:cpu", "controller:cpuset")
 def test_limits(podman: Podman) -> None:
     options = "--memory=64m --pids-limit=33 --cpus=0.5 --cpuset-cpus=0"
     with podman.container(options) as box:
         assert box.cgroup("memory").parent.name == podman.cgroup
-        assert memory(box) == str(64 << 20)
-        assert limit(box, "pids", "pids.max", "pids.max") == "33"
-        assert processor(box) == ["50000", "100000"]
-        assert limit(box, "cpuset", "cpuset.cpus", "cpuset.cpus") == "0"
+        assert box.limit("memory") == str(64 << 20)
+        assert box.limit("pids") == "33"
+        assert box.cpus() == 0.5
+        assert box.limit("cpuset") == "0"
         assert box.status()["Cpus_allowed_list"] == "0"
         # A command of exec is limited as the first one is.
         box.read("exec --detach", "sleep", "999")
@@ -77,8 +61,8 @@ def test_limits(podman: Podman) -> None:
 def test_update(podman: Podman) -> None:
     with podman.container("--memory=64m") as box:
         podman.read("update", "--memory=48m", "--cpus=0.25", box.name)
-        assert memory(box) == str(48 << 20)
-        assert processor(box) == ["25000", "100000"]
+        assert box.limit("memory") == str(48 << 20)
+        assert box.cpus() == 0.25
 
 
 @requires("controller:memory")
@@ -103,25 +87,18 @@ def test_stats(podman: Podman) -> None:
 
 
 def test_pause(podman: Podman) -> None:
-    def frozen() -> str:
-        try:
-            return (box.cgroup("freezer") / "freezer.state").read_text().strip()
-        except KeyError:
-            events = (box.cgroup("pids") / "cgroup.events").read_text()
-            return "FROZEN" if "frozen 1" in events else "THAWED"
-
     script = "while :; do echo x; sleep 0.01; done"
     with podman.container("", "sh", "-c", script) as box:
         eventually(lambda: box.read("logs"), "it runs")
         box.read("pause")
         assert box.state["Status"] == "paused"
-        assert frozen() == "FROZEN"
+        assert box.is_frozen()
         shown = box.read("logs")
         assert "running containers" in box("exec", "true").stderr
         assert box.read("logs") == shown
         box.read("unpause")
         assert box.state["Status"] == "running"
-        assert frozen() == "THAWED"
+        assert not box.is_frozen()
         eventually(lambda: box.read("logs") != shown, "it goes on")
         box.read("pause")
         # Removing it has to thaw it: what is frozen does not die.

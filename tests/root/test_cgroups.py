@@ -7,9 +7,8 @@ import select
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,21 @@ import pytest
 from firkin.errors import ConfigError, FirkinError, SetupError, Unsupported
 from firkin.linux import libc
 from firkin.runtime.cgroups import detect, open_cgroup, remove_paths, tree
-from firkin.runtime.cgroups.group import Cgroup
 from firkin.runtime.cgroups.none import NoCgroup
+from support.cgroups import (
+    MIB,
+    PATIENCE,
+    Make,
+    Start,
+    gone,
+    making,
+    memberships,
+    on_v2,
+    starting,
+    text,
+    until,
+)
 from support.requires import cgroup_mounts, need, requires
-
-MIB = 1 << 20
-PATIENCE = 30.0  # seconds; a guest without hardware help is slow
-
-Make = Callable[..., Cgroup]
-Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -36,92 +41,14 @@ def name() -> str:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a command as the child of a container's start: it joins, then executes."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(cgroup: Cgroup | NoCgroup, *command: str, **options: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            ["sh", "-c", 'read go; exec "$@"', "sh", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-        started.append(process)
-        cgroup.join(process.pid)
-        cgroup.apply_memory()
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        # No communicate(): what left the cgroup may hold the other ends.
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            assert pipe
-            pipe.close()
+    with starting() as start:
+        yield start
 
 
 @pytest.fixture
 def make(name: str, start: Start) -> Iterator[Make]:
-    """Create a cgroup with resources and apply them; it is killed and removed afterwards.
-
-    Before *start* waits for its processes: a frozen one ends with its cgroup only.
-    """
-    made: list[Cgroup] = []
-
-    def make(resources: dict[str, Any] | None = None, suffix: str = "", **options: Any) -> Cgroup:
-        options.setdefault("device_control", False)
-        cgroup = open_cgroup(detect(), name + suffix, resources or {}, **options)
-        assert isinstance(cgroup, Cgroup)
-        cgroup.check()
-        cgroup.create()
-        made.append(cgroup)
-        cgroup.apply()
-        return cgroup
-
-    yield make
-    for cgroup in made:
-        cgroup.kill()
-        cgroup.remove()
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until *condition* holds."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "still not so"
-        time.sleep(0.005)
-
-
-def text(cgroup: Cgroup, file: str) -> str:
-    """The contents of a file of the cgroup, in whatever hierarchy it is."""
-    (found,) = [path for p in cgroup.paths() if (path := Path(p, file)).exists()]
-    return found.read_text().strip()
-
-
-def memberships(pid: int) -> set[str]:
-    """The cgroups of a process, as directories."""
-    mounts = cgroup_mounts()
-    found = set()
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        point = mounts.get(controllers.split(",")[0] or "unified")
-        if point:
-            found.add(point + path)
-    return found
-
-
-def on_v2() -> bool:
-    return detect().version == "v2"
-
-
-def gone(paths: list[str]) -> bool:
-    return not any(Path(path).exists() for path in paths)
+    with making(name) as make:
+        yield make
 
 
 # ---------------------------------------------------------------- the machine
@@ -282,7 +209,7 @@ if directory >= 0:
     arguments = struct.pack("=11Q", 1 << 33, 0, 0, 0, 17, 0, 0, 0, 0, 0, directory)
     pid = ctypes.CDLL(None).syscall(435, arguments, ctypes.c_size_t(len(arguments)))
     if pid:
-        sys.exit(pid < 0 or os.waitpid(pid, 0)[1])
+        sys.exit(pid < 0 or os.waitpid(pid, 0)[1] != 0)
 for fd in entries:
     os.write(fd, b"0")
 os.write(1, open("/proc/self/cgroup", "rb").read())

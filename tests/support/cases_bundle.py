@@ -134,7 +134,7 @@ FIELDS: dict[str, tuple[Change, str, str]] = {
         "cat /mnt/hostname; touch /mnt/x 2>&1 || :",
         "busybox\ntouch: /mnt/x: Read-only file system",
     ),
-    "personality": (process(personality={"domain": "LINUX32"}), "uname -m", "i686"),
+    "personality": (linux(personality={"domain": "LINUX32"}), "uname -m", "i686"),
     "time": (
         lambda config: (
             config["linux"]["namespaces"].append({"type": "time"}),

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from support import leftovers
-from support.box import eventually, fields, gone
-from support.clients import RUNTIMES, with_state_in
+from support.box import eventually, gone, status
+from support.clients import RUNTIMES, Seen, with_state_in
 from support.command import environment, execute
 from support.requires import cgroup_mounts, need
-from support.running import cgroup_of
 from support.user_terminal import UserTerminal, terminal_of
 
 IMAGE = "localhost/busybox"
@@ -63,6 +62,8 @@ runroot = "{folder}/run"
 root-auto-userns-user = "firkin"
 """
 
+DEFAULT_CAPABILITIES = sum(1 << number for number in CAPABILITIES.values())
+
 _numbers = itertools.count(1)
 
 Done = subprocess.CompletedProcess[Any]
@@ -78,6 +79,12 @@ def wanted_ulimits() -> dict[str, int]:
     return found
 
 
+def everything() -> int:
+    """Return all capabilities that podman can give: an ordinary user's has a namespace of its own."""
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    return int(status("self")["CapBnd"], 16) if os.geteuid() == 0 else (2 << last) - 1
+
+
 class Podman:
     """``podman``, as this user, with one OCI runtime.
 
@@ -88,20 +95,25 @@ class Podman:
     """
 
     def __init__(self, folder: Path, runtime: str, archive: Path) -> None:
-        """Set storage up, with the image :data:`IMAGE` of *archive*, a packed root."""
+        """Use *folder*, which :meth:`set_up` fills, with the image of *archive*, a packed root."""
         need("program:podman", "program:tini-static")
+        self.archive = archive
         self.folder = folder
         self.runtime = runtime
         # Not "firkin" in it: sessions that run beside this one would take it for a leftover.
         self.cgroup = f"{folder.name}-tests-{folder.parent.name.rpartition('.')[2]}"
-        for name in ("xdg", "home", "volumes"):
-            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        command = with_state_in(folder, runtime)
-        (folder / "storage.conf").write_text(STORAGE.format(folder=folder))
+
+    def set_up(self) -> None:
+        """Make the storage, with the image :data:`IMAGE`."""
+        command = with_state_in(self.folder, self.runtime)
+        for name in ("xdg", "home"):
+            (self.folder / name).mkdir(mode=0o700)
+        (self.folder / "storage.conf").write_text(STORAGE.format(folder=self.folder))
         self.configure(command)
         self.configure(command, "text")
         # The command is for containers that are given none, such as a pod's own.
-        self("import", '--change=CMD ["sleep", "1000"]', archive, IMAGE, check=True)
+        change = '--change=CMD ["sleep", "1000"]'
+        self("import", change, self.archive, IMAGE, check=True)
         # podman's lasting things are made by its first run: mounts, cgroups, as an ordinary user
         # a process that holds the namespaces. What comes later is a leftover.
         self("run", "--rm", IMAGE, "true", check=True)
@@ -234,19 +246,17 @@ class Podman:
                 os.kill(pid, signal.SIGKILL)
                 eventually(lambda: gone(pid), "podman's pause process ends")
         leftovers.unmount_all(str(self.folder))
-        for mount in set(cgroup_mounts().values()):
-            for name in ("conmon", ""):
-                with contextlib.suppress(OSError):
-                    Path(mount, self.cgroup, name).rmdir()
+        remove_cgroup(self.cgroup)
 
 
-class Container:
+class Container(Seen):
     """A container of podman's, as ``podman inspect`` and the kernel show it."""
 
     def __init__(self, podman: Podman, name: str, number: str) -> None:
         self.podman = podman
         self.name = name
         self.id = number
+        self._awaited = 0
 
     def __call__(self, verb: str, *words: str, **settings: Any) -> Done:
         """Run ``podman VERB NAME WORDS``; options are in *verb*, as a shell has them."""
@@ -268,46 +278,39 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """The host's number of its first process, from the file that the runtime wrote."""
+        """The host's number of its first process, which has executed the command.
+
+        From the file that the runtime wrote: to ask podman takes longer than a test.
+        """
         folder = self.podman.folder / "run/overlay-containers" / self.id / "userdata"
         pid = int((folder / "pidfile").read_text())
+        if pid != self._awaited:
+            self.await_command(pid)
+            self._awaited = pid
         assert not gone(pid), "it does not run"
         return pid
-
-    def proc(self, name: str) -> str:
-        """Return the text of ``/proc/PID/NAME``."""
-        return Path(f"/proc/{self.pid}/{name}").read_text()
-
-    def status(self) -> dict[str, str]:
-        """Return the fields of ``/proc/PID/status``."""
-        return fields(self.proc("status"))
-
-    def namespace(self, kind: str) -> str:
-        return os.readlink(f"/proc/{self.pid}/ns/{kind}")
-
-    def cgroup(self, controller: str) -> Path:
-        """Return the folder on the host of the cgroup that *controller* limits it by."""
-        return cgroup_of(self.pid, controller)
-
-    def mount(self, point: str) -> tuple[set[str], str, set[str], list[str]]:
-        """Return a mount's options, file system type, file system options, and propagation.
-
-        Of several on one mount point it is the topmost. The form is that of
-        proc_pid_mountinfo(5).
-        """
-        found = None
-        for line in self.proc("mountinfo").splitlines():
-            head, _, tail = line.partition(" - ")
-            words = head.split()
-            if leftovers.unescape(words[4]) == point:
-                kind, _, options = tail.split(" ", 2)
-                found = set(words[5].split(",")), kind, set(options.split(",")), words[6:]
-        assert found, f"nothing is mounted on {point}"
-        return found
 
     def wait(self) -> int:
         """Wait for its end; return its status."""
         return int(self.read("wait"))
+
+
+def remove_cgroup(name: str) -> None:
+    """Remove a cgroup from all hierarchies, with those below it and what a failed test left there.
+
+    podman itself leaves the cgroups of pods in hierarchies that it does not know.
+    """
+    tops = [Path(mount, name) for mount in set(cgroup_mounts().values())]
+    folders = [Path(one) for top in tops for one, _, _ in os.walk(top, topdown=False)]
+    for state in (folder / "freezer.state" for folder in folders):
+        if state.exists():
+            state.write_text("THAWED")  # what is frozen does not die
+    pids = {pid for folder in folders for pid in (folder / "cgroup.procs").read_text().split()}
+    leftovers.kill([int(pid) for pid in pids])
+    for pid in pids:
+        eventually(lambda pid=pid: gone(int(pid)), "what was killed ends")
+    for folder in folders:
+        folder.rmdir()
 
 
 def session(runtime: str, folder: Path, archive: Path) -> Iterator[Podman]:
@@ -315,6 +318,7 @@ def session(runtime: str, folder: Path, archive: Path) -> Iterator[Podman]:
     # podman wants a runroot of at most 50 characters.
     podman = Podman(folder / f"podman{RUNTIMES.index(runtime)}", runtime, archive)
     try:
+        podman.set_up()
         yield podman
     finally:
         podman.close()

@@ -264,6 +264,10 @@ def _no_lsm(name: str) -> str:
     return "" if _lsm(name) else f"{name} is active in this kernel"
 
 
+def _numa(_: str) -> str:
+    return "" if os.path.exists("/proc/self/numa_maps") else "the kernel knows one memory node only"
+
+
 # The reviewed list: what is the MACHINE's may be missing in CI.
 REQUIREMENTS = {
     "root": Requirement(_root, Kind.USER),
@@ -286,5 +290,6 @@ REQUIREMENTS = {
     "systemd": Requirement(_systemd, Kind.MACHINE),
     "lsm": Requirement(_lsm, Kind.MACHINE),  # :NAME
     "no lsm": Requirement(_no_lsm, Kind.MACHINE),  # :NAME
+    "numa": Requirement(_numa, Kind.MACHINE),
     "criu": Requirement(_criu, Kind.MACHINE),  # that works
 }

@@ -20,12 +20,12 @@ from support.requires import cgroup_mounts
 PATIENCE = 20.0  # seconds
 
 
-def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
     """Return what *condition* returns once that is true; fail the test if it never is."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (found := condition()):
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {PATIENCE:g} s in vain for {what or condition}", pytrace=False)
+            pytest.fail(f"waited {patience:g} s in vain for {what or condition}", pytrace=False)
         time.sleep(0.005)
     return found
 

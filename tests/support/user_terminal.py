@@ -100,11 +100,18 @@ def in_terminal(
     Args:
         words: another command line than firkin's.
     """
+    with terminal_of(words or box.words(options, *command), box.env(env)) as terminal:
+        yield terminal
+
+
+@contextlib.contextmanager
+def terminal_of(words: list[Any], env: dict[str, str]) -> Iterator[UserTerminal]:
+    """Run any command from a terminal, as its session's leader; end it on leaving."""
     terminal = UserTerminal()
     try:
         terminal.process = subprocess.Popen(
-            ["setsid", "--ctty", *(words or box.words(options, *command))],
-            env=box.env({"TERM": "xterm"} | (env or {})),
+            ["setsid", "--ctty", *words],
+            env={"TERM": "xterm"} | env,
             stdin=terminal.slave,
             stdout=terminal.slave,
             stderr=terminal.slave,

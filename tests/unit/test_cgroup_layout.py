@@ -49,6 +49,10 @@ def test_v1_with_controllers_mounted_together() -> None:
     assert layout.controllers["memory"].controllers == ("memory",)
     assert layout.controllers["memory"].own == "/b:c"
     assert len(layout.hierarchies) == 2
+    assert layout.controllers["cpu"].option == "cpu,cpuacct"
+    assert [(h.mount, h.own, h.option) for h in layout.named] == [
+        ("/sys/fs/cgroup/systemd", "/s", "name=systemd")
+    ]
 
 
 def test_hybrid() -> None:
@@ -68,6 +72,16 @@ def test_named_v1_hierarchies_beside_v2_make_no_hybrid() -> None:
         + mount("/", "/sys/fs/cgroup/unified", "cgroup2", "rw"),
     )
     assert layout.version == "v2"
+
+
+def test_net_cls_mounted_by_another_program_makes_no_hybrid() -> None:
+    layout = parse(
+        "1:net_cls:/\n0::/u\n",
+        mount("/", "/sys/fs/cgroup/net_cls", "cgroup", "rw,net_cls")
+        + mount("/", "/sys/fs/cgroup", "cgroup2", "rw"),
+    )
+    assert layout.version == "v2"
+    assert layout.controllers["net_cls"].version == 1
 
 
 def test_nothing_mounted() -> None:
@@ -121,7 +135,7 @@ MIB = 1 << 20
         ({"memory": {"limit": -1, "swap": 32 * MIB}}, "memory.swap", "without memory.limit"),
         ({"memory": {"limit": 64 * MIB, "reservation": 65 * MIB}}, "memory.reservation", "more"),
         ({"memory": {"swappiness": 101}}, "memory.swappiness", "101 is not between 0 and 100"),
-        ({"memory": {"kernel": 64 * MIB}}, "memory.kernel", "no limit on kernel memory"),
+        ({"memory": {"kernel": -2}}, "memory.kernel", "-2 is not between"),
         ({"pids": {"limit": 1.5}}, "pids.limit", "not 1.5"),
         ({"cpu": {"quota": 999}}, "cpu.quota", "999 is below the kernel's minimum of 1000"),
         ({"cpu": {"period": 10}}, "cpu.period", "10 is not between"),
@@ -221,6 +235,13 @@ def test_swap_on_v2_is_without_memory(memory: dict[str, int], value: int | str |
 def test_what_v2_does_not_have_is_refused(resources: Any) -> None:
     with pytest.raises(Unsupported, match="cgroup v2 has no such setting"):
         v2.refuse(Limits(resources))
+
+
+def test_what_a_controller_on_v2_does_not_have_is_refused_on_a_hybrid_machine() -> None:
+    limits = Limits({"memory": {"swappiness": 10}})
+    v2.refuse(limits, {"cpu", "io"})
+    with pytest.raises(Unsupported, match=r"memory\.swappiness: cgroup v2 has no such setting"):
+        v2.refuse(limits, {"memory"})
 
 
 # ---------------------------------------------------------------- devices

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 # _socket rather than socket: the latter imports enum and selectors (6 ms).
 import _socket
+import errno
 import os
 import sys
 
@@ -97,7 +98,9 @@ class Channel:
             packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
             ancillary = [(_SOL_SOCKET, _SCM_RIGHTS, packed)]
         # MSG_NOSIGNAL is 0x4000: a dead parent is an error, not a signal.
-        self._socket.sendmsg([data[:_MAX_MESSAGE]], ancillary, 0x4000)
+        if not self._socket.sendmsg([data[:_MAX_MESSAGE]], ancillary, 0x4000):
+            # A seccomp filter can answer 0 in the kernel's place; the other side would wait.
+            raise OSError(errno.EPERM, "the seccomp filter answers in sendmsg's place")
 
     def receive(self) -> tuple[bytes, list[str], list[int]]:
         """Wait for one message.

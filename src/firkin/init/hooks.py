@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # How much of a failing hook's output an error quotes, in bytes.
 _QUOTED = 1024
+# poll(2) counts milliseconds in an int; who has more time is asked again, in seconds.
+_LONGEST = 1_000_000.0
 _SIGKILL, _SIGPIPE, _SIGXFSZ = 9, 13, 25
 
 
@@ -112,9 +114,9 @@ def _converse(hook: Hook, pid: int, pidfd: int, stdin: int, state: bytes, output
     text = b""
     try:
         while True:
-            left = None if deadline is None else max(0.0, deadline - monotonic()) * 1000
-            ready = dict(poller.poll(left))
-            if not ready:
+            left = _LONGEST if deadline is None else max(0.0, deadline - monotonic())
+            ready = dict(poller.poll(min(left, _LONGEST) * 1000))
+            if not ready and left < _LONGEST:
                 os.killpg(pid, _SIGKILL)
                 os.waitpid(pid, 0)
                 raise OSError(errno.ETIMEDOUT, f"it took longer than {hook.timeout} s")

@@ -360,11 +360,10 @@ def limit_capabilities(child: Child) -> None:
 
 
 def clean_process(child: Child) -> None:
-    """Leave nothing of ours in the process: files, signals, limits."""
+    """Leave nothing of ours in the process: files, signals."""
     libc.because("signals are as a program expects them")
     signals.reset_dispositions()
     final.close_files(child.plan)
-    final.set_rlimits(child.plan)
     if child.plan.fifo_fd < 0:
         signals.set_mask(0)
 
@@ -382,20 +381,28 @@ def wait_on_fifo(child: Child) -> None:
     plan = child.plan
     if not plan.detached:
         return
+    if plan.fifo_fd >= 0:
+        from firkin.init import waiting
+
+        # What can fail does so while the creator is there to tell of it.
+        ready = waiting.prepare(plan.fifo_fd)
     libc.because("the container lives on without the process that made it")
     final.live_without_parent()
     child.channel.send(protocol.CREATED)
     if plan.fifo_fd >= 0:
-        from firkin.init import waiting
-
         child.started = True
-        waiting.wait(plan.fifo_fd)
+        waiting.wait(plan.fifo_fd, *ready)
         signals.set_mask(0)
     if plan.start_hooks:
         from firkin.init import hooks
 
         before, after = plan.hook_states[1]
         hooks.run(plan.start_hooks, "startContainer", f"{before}{os.getpid()}{after}")
+
+
+def limit_resources(child: Child) -> None:
+    """Lower the resource limits; those on files and memory would hit all that is above."""
+    final.set_rlimits(child.plan)
 
 
 def execute(child: Child) -> None:
@@ -435,6 +442,7 @@ FINAL = (
     clean_process,
     load_listener,
     wait_on_fifo,
+    limit_resources,
     execute,
 )
 

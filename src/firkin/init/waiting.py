@@ -7,6 +7,7 @@ afterwards is written to a file, for ``start``'s process is not our parent.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 
@@ -26,19 +27,31 @@ _HARMLESS = frozenset(
 )
 
 
-def wait(fifo: int) -> None:
-    """Wait until a byte is written to *fifo*; all signals are blocked meanwhile.
+def prepare(fifo: int) -> tuple[int, select.poll]:
+    """Block all signals, and return what :func:`wait` needs besides *fifo*.
 
-    A signal that would end a program ends this process: pid 1 of a PID
-    namespace is otherwise deaf to what it has no handler for.
+    Raises:
+        OSError: a seccomp filter forbids it.
     """
     signals.block(signals.ALL)
     signal_fd = signals.signalfd(signals.ALL)
     poller = select.poll()
     poller.register(fifo, select.POLLIN)
     poller.register(signal_fd, select.POLLIN)
+    poller.poll(0)
+    return signal_fd, poller
+
+
+def wait(fifo: int, signal_fd: int, poller: select.poll) -> None:
+    """Wait until a byte is written to *fifo*; all signals are blocked meanwhile.
+
+    A signal that would end a program ends this process: pid 1 of a PID
+    namespace is otherwise deaf to what it has no handler for.
+    """
     while True:
         ready = dict(poller.poll())
+        if not ready:
+            raise OSError(errno.EPERM, "the seccomp filter answers in poll's place")
         if signal_fd in ready:
             for number, *_ in signals.read_signalfd(signal_fd):
                 if number not in _HARMLESS:

@@ -223,6 +223,8 @@ def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opene
     plan.loopback = bool(new & clone.CLONE_NEWNET)
     plan.hostname = config.get("hostname") or ""
     plan.domainname = config.get("domainname") or ""
+    if "uts" in joins and ns.is_own(joins["uts"][0], "uts"):
+        _refuse_new_name(plan)
     if new & clone.CLONE_NEWTIME:
         offsets = linux.get("timeOffsets") or {}
         plan.time_offsets = tuple(
@@ -242,6 +244,19 @@ def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opene
             'add {"type": "mount"}',
         )
     plan.root = "" if "mount" in joins else "/"
+
+
+def _refuse_new_name(plan: Plan) -> None:
+    """Refuse names that would become the host's, whose UTS namespace is joined by path."""
+    host = os.uname().nodename
+    with open("/proc/sys/kernel/domainname") as file:
+        domain = file.read().strip()
+    for field, wanted, present in (
+        ("hostname", plan.hostname, host),
+        ("domainname", plan.domainname, domain),
+    ):
+        if wanted and wanted != present:
+            raise ConfigError(field, "the container shares the uts namespace of the host")
 
 
 def _root(
@@ -360,7 +375,7 @@ def _in_user_namespace() -> bool:
 def _destination(entry: dict[str, Any]) -> str:
     # Older configurations have relative ones; the specification says: from "/".
     destination: str = entry["destination"]
-    return "/" + os.path.normpath(destination).lstrip("/")
+    return "/" + os.path.normpath(f"/{destination}").lstrip("/")
 
 
 def _mount(entry: dict[str, Any], bundle: str, field: str) -> Mount:

@@ -270,7 +270,7 @@ class Run:
         words = [found[0]] if found else []
         if found and found[-1] != found[0]:
             words.append(found[-1])
-        return " … ".join(word.strip()[:_LONGEST] for word in words)
+        return " … ".join(word.strip()[:_LONGEST].rstrip(".") for word in words)
 
 
 def _become(waits: int, go: int, output: int) -> None:

@@ -26,7 +26,8 @@ _DOING = {
     "drop_privileges": "take the command's user and directory",
     "limit_capabilities": "limit the capabilities",
     "wait_on_fifo": "run hook",
-    "clean_process": "limit the command's resources",
+    "clean_process": "close files and reset signals",
+    "limit_resources": "limit the command's resources",
     "load_listener": "load the seccomp filter",
 }
 

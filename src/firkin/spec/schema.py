@@ -17,6 +17,8 @@ int64 = Integer(-(1 << 63), (1 << 63) - 1)
 uint16 = Integer(0, (1 << 16) - 1)
 uint32 = Integer(0, (1 << 32) - 1)
 uint64 = Integer(0, (1 << 64) - 1)
+# (uid_t) -1 is nobody: to setresuid(2) and chown(2) it means "leave it", which would be root.
+user_id = Integer(0, (1 << 32) - 2)
 # An amount where -1 stands for "no limit", as in the files of cgroup v1.
 amount = Integer(-1, (1 << 63) - 1)
 
@@ -97,10 +99,10 @@ PROCESS = Object(
         "consoleSize": Object({"height": uint16, "width": uint16}, required="height width"),
         "user": Object(
             {
-                "uid": uint32,
-                "gid": uint32,
+                "uid": user_id,
+                "gid": user_id,
                 "umask": uint32,
-                "additionalGids": Array(uint32),
+                "additionalGids": Array(user_id),
                 "username": text,
             }
         ),
@@ -157,8 +159,8 @@ DEVICES = Array(
             # The schema stops at 0o777. podman writes st_mode whole, with the
             # bits of the file's type, and runc and crun drop those.
             "fileMode": Integer(0, 0o177777),
-            "uid": uint32,
-            "gid": uint32,
+            "uid": user_id,
+            "gid": user_id,
         },
         required="path type",
     )

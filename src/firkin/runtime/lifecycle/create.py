@@ -373,6 +373,12 @@ def _maps(linux: dict[str, Any]) -> IdMaps | None:
                     f"invalid configuration: linux.namespaces[{number}].path",
                     f"cannot join '{path}': {why}",
                 ) from None
+        for kind in ("uidMappings", "gidMappings"):
+            if not linux.get(kind):
+                raise UsageError(
+                    f"invalid configuration: linux.{kind}",
+                    "is missing, and there is a new user namespace",
+                )
         return idmap.IdMaps(
             *(
                 [(m["containerID"], m["hostID"], m["size"]) for m in linux.get(kind) or ()]

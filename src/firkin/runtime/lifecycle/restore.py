@@ -243,14 +243,15 @@ class Restoration(Creation):
         except OSError:
             raise _gone(container) from None
         try:
-            # It is our child: until we wait for it the number is no other's.
-            if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                raise _gone(container)
+            # It may have ended, but until we wait for our child the number is no other's.
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             self._note_pid(pid)
             if container.record.shares_pids and not container.record.cgroups:
                 self._note_members(ns.mount_namespace_id(pid))
-        except BaseException:
+        except BaseException as error:
             os.close(pidfd)
+            if isinstance(error, ChildProcessError):
+                raise _gone(container) from None
             raise
         return pid, pidfd
 
@@ -265,9 +266,7 @@ class _Start:
 
 
 def _gone(container: Container) -> SetupError:
-    return SetupError(
-        f"cannot restore container '{container.id}'", "its first process has ended already"
-    )
+    return SetupError(f"cannot restore container '{container.id}'", "criu left no first process")
 
 
 def _inherit(fd: int, name: str) -> list[str]:

@@ -28,6 +28,9 @@ def start(container: Container) -> None:
     container.find().lock()
     container.find()
     status = container.status()
+    if status == folder.STOPPED:
+        # It may have said why, where nobody was left to hear it.
+        _raise_error(container)
     if status != folder.CREATED:
         why = {
             folder.STOPPED: "it has stopped already; a container runs once",
@@ -80,8 +83,11 @@ def after_start(container: Container) -> None:
 def _raise_error(container: Container) -> None:
     """Raise what the process wrote when it could not become the command."""
     path = f"{container.path}/{folder.ERROR}"
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        text = file.read()
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return  # told already
     os.unlink(path)
     if not text:
         return
