@@ -95,6 +95,8 @@ class Arena:
         """Run a command of the runtime; return its status and its standard error."""
         command = [PATHS[NAMES[0]], "--root", str(self.state), "--log", str(self.log)]
         self.log.unlink(missing_ok=True)
+        # A new one each time: the container writes to that of create.
+        (self.folder / "err").unlink(missing_ok=True)
         with (self.folder / "err").open("w+b") as err:
             done = subprocess.run(
                 [*command, "--log-format", "json", *words],
