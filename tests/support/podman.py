@@ -80,7 +80,7 @@ def wanted_ulimits() -> dict[str, int]:
 
 
 def everything() -> int:
-    """Return all capabilities that podman can give: an ordinary user's has a namespace of its own."""
+    """Return all capabilities that podman can give, as an ordinary user in its own namespace."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     return int(status("self")["CapBnd"], 16) if os.geteuid() == 0 else (2 << last) - 1
 

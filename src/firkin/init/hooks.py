@@ -65,11 +65,14 @@ def run(hooks: Sequence[Hook], kind: str, state: str) -> None:
 
 
 def _run(hook: Hook, state: bytes) -> None:
-    theirs, stdin = os.pipe2(os.O_CLOEXEC)
+    # A file in memory: whether the hook reads it or not, nobody waits and no pipe breaks.
+    stdin = os.memfd_create("state", os.MFD_CLOEXEC)
+    os.write(stdin, state)
+    os.lseek(stdin, 0, os.SEEK_SET)
     output, printed = os.pipe2(os.O_CLOEXEC)
     try:
         actions = [
-            (os.POSIX_SPAWN_DUP2, theirs, 0),
+            (os.POSIX_SPAWN_DUP2, stdin, 0),
             (os.POSIX_SPAWN_DUP2, printed, 1),
             (os.POSIX_SPAWN_DUP2, printed, 2),
         ]
@@ -83,15 +86,14 @@ def _run(hook: Hook, state: bytes) -> None:
             setsigdef=(_SIGPIPE, _SIGXFSZ),  # Python ignores them
         )
     except OSError:
-        os.close(stdin)
         os.close(output)
         raise
     finally:
-        os.close(theirs)
+        os.close(stdin)
         os.close(printed)
     pidfd = os.pidfd_open(pid)
     try:
-        text = _converse(hook, pid, pidfd, stdin, state, output)
+        text = _listen(hook, pid, pidfd, output)
         _, status = os.waitpid(pid, 0)
     finally:
         os.close(pidfd)
@@ -102,45 +104,30 @@ def _run(hook: Hook, state: bytes) -> None:
         raise OSError(errno.EIO, f"{how}{', it said: ' if text else ''}{text}")
 
 
-def _converse(hook: Hook, pid: int, pidfd: int, stdin: int, state: bytes, output: int) -> str:
-    """Feed the hook and read what it prints until it ends; return the end of that."""
-    os.set_blocking(stdin, False)
+def _listen(hook: Hook, pid: int, pidfd: int, output: int) -> str:
+    """Read what the hook prints until it ends; return the end of that."""
     os.set_blocking(output, False)
     deadline = monotonic() + hook.timeout if hook.timeout else None
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.register(output, select.POLLIN)
-    poller.register(stdin, select.POLLOUT)
     text = b""
-    try:
-        while True:
-            left = _LONGEST if deadline is None else max(0.0, deadline - monotonic())
-            ready = dict(poller.poll(min(left, _LONGEST) * 1000))
-            if not ready and left < _LONGEST:
-                os.killpg(pid, _SIGKILL)
-                os.waitpid(pid, 0)
-                raise OSError(errno.ETIMEDOUT, f"it took longer than {hook.timeout} s")
-            if output in ready:
-                part = _read(output)
-                text = (text + part)[-_QUOTED:]
-                if not part:
-                    poller.unregister(output)
-            if stdin in ready:
-                try:
-                    state = state[os.write(stdin, state) :]
-                except BrokenPipeError:  # it doesn't want to know
-                    state = b""
-                if not state:
-                    poller.unregister(stdin)
-                    os.close(stdin)
-                    stdin = -1
-            if pidfd in ready:
-                # A daemon that it left behind may hold the pipe: don't wait for that.
-                text = (text + _read(output))[-_QUOTED:]
-                return text.decode(errors="replace").strip()
-    finally:
-        if stdin >= 0:
-            os.close(stdin)
+    while True:
+        left = _LONGEST if deadline is None else max(0.0, deadline - monotonic())
+        ready = dict(poller.poll(min(left, _LONGEST) * 1000))
+        if not ready and left < _LONGEST:
+            os.killpg(pid, _SIGKILL)
+            os.waitpid(pid, 0)
+            raise OSError(errno.ETIMEDOUT, f"it took longer than {hook.timeout} s")
+        if output in ready:
+            part = _read(output)
+            text = (text + part)[-_QUOTED:]
+            if not part:
+                poller.unregister(output)
+        if pidfd in ready:
+            # A daemon that it left behind may hold the pipe: don't wait for that.
+            text = (text + _read(output))[-_QUOTED:]
+            return text.decode(errors="replace").strip()
 
 
 def _read(fd: int) -> bytes:

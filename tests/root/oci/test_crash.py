@@ -123,11 +123,13 @@ def kill_at_each(
     killed = 0
     for number in chosen(names):
         prepare()
-        inject = f"--inject={CHANGING}:signal=SIGKILL:when={number}"
+        name = names[number - 1]
+        # strace counts the calls of each name.
+        inject = f"--inject={name}:signal=SIGKILL:when={names[:number].count(name)}"
         done = strace(runtime, words, "--output=/dev/null", inject)
         # A call more or less, where something had to be waited for.
         killed += done.returncode == -signal.SIGKILL
-        where = f"{words[0]} at call {number}, {names[number - 1]}"
+        where = f"{words[0]} at call {number}, {name}"
         check_answers(runtime, id, where)
         clear()
         deleted = runtime("delete", "--force", id)

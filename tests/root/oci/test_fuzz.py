@@ -47,7 +47,8 @@ class Arena:
         self.folder = folder
         bundle = folder / "bundle"
         bundle.mkdir()
-        self.tag = f"firkin-fuzz-{os.getpid()}-{next(_numbers)}"
+        # Without "firkin": other sessions would take the cgroup for a leftover of theirs.
+        self.tag = f"fuzz-{os.getpid()}-{next(_numbers)}"
         unshare = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--cgroup", "--user"]
         self.holding = subprocess.Popen(
             [*unshare, "--map-root-user", "--fork", "--kill-child", "sleep", "1000"]

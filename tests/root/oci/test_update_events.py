@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -106,6 +107,33 @@ def test_flags(runtime: Runtime, bundle: Bundle) -> None:
         assert value(container, controller, v1, v2) == expected, (flag, given)
     container.start()
     assert value(container, "cpuset", "cpuset.cpus", "cpuset.cpus") == "0"
+
+
+def test_block_io_weight(runtime: Runtime, bundle: Bundle) -> None:
+    """Of what schedules by weight; v2's own file has another scale: 1 to 10000."""
+    need("controller:io")
+    container = runtime.create(bundle)
+    folder = container.cgroup("io" if on_v2("io") else "blkio")
+    scales = dict.fromkeys(("blkio.weight", "blkio.bfq.weight", "io.bfq.weight"), "500")
+    scales["io.weight"] = "4950"
+    file = next((folder / name for name in scales if (folder / name).exists()), None)
+    if file is None:
+        pytest.fail(f"no weight among {os.listdir(folder)}: the test must be written for it")
+    container.verb("update", "--blkio-weight", "500")
+    assert file.read_text().split()[-1] == scales[file.name]
+
+
+@requires("cgroup v1")
+def test_real_time(runtime: Runtime, bundle: Bundle) -> None:
+    container = runtime.create(bundle)
+    folder = container.cgroup("cpu")
+    if not (folder / "cpu.rt_runtime_us").exists():  # a kernel without RT_GROUP_SCHED
+        container.refuses("update", "--cpu-rt-runtime", "1000")
+        return
+    container.verb("update", "--cpu-rt-period", "900000")
+    assert (folder / "cpu.rt_period_us").read_text() == "900000\n"
+    container.verb("update", "--cpu-rt-runtime", "1000")
+    assert (folder / "cpu.rt_runtime_us").read_text() == "1000\n"
 
 
 @requires("swap accounting")
