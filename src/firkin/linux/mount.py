@@ -258,7 +258,7 @@ def detached_tmpfs(options: str, attributes: int) -> int:
     Returns:
         A descriptor of the detached mount, closed on exec.
     """
-    context = libc.syscall("fsopen", _SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
+    context = libc.syscall("fsopen", _SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC, path="tmpfs")
     try:
         for option in options.split(","):
             key, _, value = option.partition("=")
@@ -270,6 +270,7 @@ def detached_tmpfs(options: str, attributes: int) -> int:
                 key.encode(),
                 value.encode(),
                 0,
+                path="tmpfs",
                 shown=(context, key, value),
             )
         libc.syscall(
@@ -280,8 +281,11 @@ def detached_tmpfs(options: str, attributes: int) -> int:
             None,
             None,
             0,
+            path="tmpfs",
             shown=(context, "FSCONFIG_CMD_CREATE"),
         )
-        return libc.syscall("fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+        return libc.syscall(
+            "fsmount", _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes, path="tmpfs"
+        )
     finally:
         os.close(context)
