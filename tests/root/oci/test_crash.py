@@ -121,6 +121,7 @@ def kill_at_each(
     clear()
     assert runtime("delete", "--force", id).returncode == 0
     killed = 0
+    import time
     for number in chosen(names):
         prepare()
         name = names[number - 1]
@@ -130,9 +131,12 @@ def kill_at_each(
         # A call more or less, where something had to be waited for.
         killed += done.returncode == -signal.SIGKILL
         where = f"{words[0]} at call {number}, {name}"
+        t0 = time.time()
         check_answers(runtime, id, where)
+        print(where, time.time() - t0)
         clear()
         deleted = runtime("delete", "--force", id)
+        print("  deleted", time.time() - t0)
         assert (deleted.returncode, deleted.stdout, deleted.stderr) == (0, "", ""), where
         assert runtime.ids() == [], where
         wait_until(lambda: not orphans(), f"the end of what {where} left", patience=5)
