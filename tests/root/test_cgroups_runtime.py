@@ -453,7 +453,7 @@ def test_what_the_container_froze_stays_frozen(make: Make, start: Start) -> None
 
 def test_paused_processes_are_killed(make: Make, start: Start) -> None:
     cgroup = make({}, every_controller=True)
-    process = start(cgroup, "sh", "-c", "sleep 1000 & sleep 1000 & wait")
+    process = start(cgroup, "sh", "-c", "sleep 1000 & sleep 1000 & exec sleep 1000")
     until(lambda: len(cgroup.pids()) == 3)
     cgroup.freeze()
     reopen(detect(), cgroup.paths()).kill()

@@ -68,6 +68,8 @@ def make_dumpable() -> None:
 
 def drop_privileges(plan: Plan) -> None:
     """Take the command's identity and no more than its capabilities."""
+    if plan.detached:
+        _give_streams(plan.uid)
     if plan.new_keyring:
         _join_keyring()
     if plan.personality >= 0:
@@ -92,6 +94,25 @@ def drop_privileges(plan: Plan) -> None:
     _enter_directory(plan, may_retry=False)
     if plan.umask >= 0:
         os.umask(plan.umask)
+
+
+def _give_streams(uid: int) -> None:
+    """Give the standard streams to *uid*, who may open them by name (``/dev/stdout``).
+
+    Of an OCI container only, whose caller made them for it; as runc does, but never a
+    device, which is the host's own.
+    """
+    libc.because("the command may open /dev/stdout, and not only write to it")
+    for fd in (0, 1, 2):
+        found = os.fstat(fd)
+        if found.st_uid == uid or stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode):
+            continue
+        try:
+            libc.via(os.fchown, fd, uid, -1)
+        except OSError as error:
+            # Its owner has no id in our user namespace, or its file system is read-only.
+            if error.errno not in (errno.EPERM, errno.EINVAL, errno.EROFS):
+                raise
 
 
 def _join_keyring() -> None:

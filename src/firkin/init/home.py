@@ -8,15 +8,21 @@ from __future__ import annotations
 import os
 import stat
 
+from firkin.linux import paths
+
 _MAX_PASSWD = 1 << 20  # bytes
 
 
 def find(uid: int) -> str:
     """Return the home folder of *uid*, "/" where nothing tells; after the pivot only."""
     try:
-        # Not waiting for the writer of a FIFO.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        fd = os.open("/etc/passwd", flags)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Not waiting for the writer of a FIFO.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+            fd = paths.open_in_root(root, "/etc/passwd", flags)
+        finally:
+            os.close(root)
     except OSError:
         return "/"
     try:

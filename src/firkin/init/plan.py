@@ -202,7 +202,7 @@ class Plan:
         self.explain = False
         # lifecycle: an OCI container outlives the process that makes it
         self.detached = False
-        self.release_fds: tuple[int, ...] = ()  # locks that are the parent's alone
+        self.release_fds: tuple[int, ...] = ()  # the parent's alone: a lock, the cgroup
         self.fifo_fd = -1  # to wait on before the command, or -1: don't wait
         self.error_fd = -1  # where what fails after that wait is written
         self.runtime_hooks = False  # the parent runs hooks before the pivot

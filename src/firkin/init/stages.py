@@ -314,6 +314,10 @@ def run_init(child: Child) -> None:
         return
     from firkin.init import reaper
 
+    if child.plan.detached:
+        # Its maker may end from CREATED on, which the command's process sends. Should it
+        # end before, that process finds the channel closed, and takes this one along.
+        final.live_without_parent()
     final.close_files(child.plan)
     reaper.run(
         lambda: _finish(child, FINAL),

@@ -37,15 +37,25 @@ class Foreground:
         pidfd: of the same.
         signal_fd: a non-blocking signalfd of the handled signals.
         terminal: that of the process, or None.
+        child_fd: one of SIGCHLD, which is blocked, too, if the caller adopts orphans
+            (``PR_SET_CHILD_SUBREAPER``) and has no other children; else -1.
     """
 
-    __slots__ = ("_pid", "_pidfd", "_signal_fd", "_terminal")
+    __slots__ = ("_child_fd", "_pid", "_pidfd", "_signal_fd", "_terminal")
 
-    def __init__(self, pid: int, pidfd: int, signal_fd: int, terminal: Terminal | None) -> None:
+    def __init__(
+        self,
+        pid: int,
+        pidfd: int,
+        signal_fd: int,
+        terminal: Terminal | None,
+        child_fd: int = -1,
+    ) -> None:
         self._pid = pid
         self._pidfd = pidfd
         self._signal_fd = signal_fd
         self._terminal = terminal
+        self._child_fd = child_fd
 
     def wait(
         self, deadline: float | None = None, on_deadline: Callable[[], None] | None = None
@@ -61,6 +71,8 @@ class Foreground:
             poller = select.poll()
             poller.register(self._pidfd, select.POLLIN)
             poller.register(self._signal_fd, select.POLLIN)
+            if self._child_fd >= 0:
+                poller.register(self._child_fd, select.POLLIN)
             for fd, events in terminal.fds() if terminal else ():
                 poller.register(fd, events)
             remaining = None if deadline is None else max(0.0, deadline - monotonic()) * 1000
@@ -73,9 +85,11 @@ class Foreground:
                     on_deadline()
             if self._signal_fd in ready:
                 self._forward()
+            if self._child_fd in ready:
+                self._reap()
             if terminal is not None:
                 for fd, events in ready.items():
-                    if fd not in (self._pidfd, self._signal_fd):
+                    if fd not in (self._pidfd, self._signal_fd, self._child_fd):
                         terminal.handle(fd, events)
         if terminal is not None:
             terminal.drain(self._signal_fd)
@@ -99,3 +113,13 @@ class Foreground:
                     signals.pidfd_send_signal(self._pidfd, number)
                 except ProcessLookupError:
                     continue
+
+    def _reap(self) -> None:
+        """Wait for what we have adopted; one SIGCHLD can stand for any number."""
+        signals.read_signalfd(self._child_fd)
+        while True:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            # Ours is waited for when all that it wrote has been passed on.
+            if found is None or found.si_pid == self._pid:
+                return
+            os.waitpid(found.si_pid, 0)

@@ -110,6 +110,9 @@ class Launch:
         plan.cgroup_entries = tuple(self.cgroup.entries())
         directory = self.cgroup.directory_fd()
         plan.into_cgroup = -1 if directory is None else directory
+        if directory is not None:
+            # The child is born in it: a directory of the host's, from which ".." leads on.
+            plan.release_fds = (*plan.release_fds, directory)
         try:
             pid, pidfd = self._clone()
         except OSError as error:

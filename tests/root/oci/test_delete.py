@@ -89,8 +89,8 @@ def test_after_it_was_removed(runtime: Runtime, bundle: Bundle, own_root: Path, 
 def test_cgroups_that_were_made_below_it(runtime: Runtime, bundle: Bundle) -> None:
     container = runtime.up(bundle)
     for controller in ("pids", "memory"):
-        (container.cgroup(controller) / "a/b/c").mkdir(parents=True)
-        (container.cgroup(controller) / "a/d").mkdir()
+        (container.cgroup(controller) / "a/b/c").mkdir(parents=True, exist_ok=True)
+        (container.cgroup(controller) / "a/d").mkdir(exist_ok=True)
     container.stop()
     container.delete()
     nothing_remains(runtime, container.id)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from support.oci import Bundle, Container, Runtime, alive
-from support.requires import cgroup_mounts, requires
+from support.oci import Bundle, Container, Runtime, alive, make_below
+from support.requires import requires
 from support.running import PATIENCE, cgroup_of, wait_until
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -461,27 +461,13 @@ def test_a_cgroup_of_one_controller(container: Container) -> None:
         assert cgroup_of(pid, "memory") == container.cgroup("memory")
 
 
-def hierarchies(container: Container) -> list[Path]:
-    """Return the container's folder in each hierarchy that is mounted here."""
-    found = []
-    for line in container.proc("cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        point = cgroup_mounts().get(controllers.split(",")[0] or "unified")
-        if point and path != "/":
-            found.append(Path(point + path))
-    return found
-
-
 def test_a_cgroup_of_all(container: Container) -> None:
     """A path without a controller is for all hierarchies."""
     pid = container.exec_detached("--cgroup", "/")
     assert Path(f"/proc/{pid}/cgroup").read_text() == container.proc("cgroup")
     refused(container, "--cgroup", "below", "true")
-    for folder in hierarchies(container):
-        (folder / "below").mkdir()
-        for name in ("cpuset.cpus", "cpuset.mems"):  # on v1 they begin empty
-            if (folder / name).exists():
-                (folder / "below" / name).write_text((folder / name).read_text())
+    for folder in container.hierarchies():
+        make_below(folder)
     pid = container.exec_detached("--cgroup", "below")
     for controller in ("memory", "pids"):
         assert cgroup_of(pid, controller) == container.cgroup(controller) / "below"

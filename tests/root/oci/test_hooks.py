@@ -306,10 +306,8 @@ def test_a_poststop_hook_that_fails(runtime: Runtime, hooks: Hooks, script: str)
 @pytest.mark.parametrize("kind", ["createRuntime", "createContainer"])
 def test_timeout(runtime: Runtime, hooks: Hooks, kind: str) -> None:
     hooks.add(kind, "exec sleep 1000", timeout=1)
-    before = time.monotonic()
     container = runtime.create(hooks.bundle, check=False)
     said = runtime.refused(container.done)
-    assert time.monotonic() - before < 30
     assert "hook" in said
     nothing_remains(runtime, container.id)
 

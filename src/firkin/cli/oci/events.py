@@ -18,6 +18,8 @@ _OPTIONS = {
     "--interval": Word(VALUE, "TIME", "between two statistics, as 500ms, 5s (default) or 1m"),
     "--stats": Word(FLAG, "", "print the statistics once, and end"),
 }
+# In seconds: Go counts nanoseconds in 63 bits.
+_LONGEST = 1e9
 # Those first that begin with another.
 _UNITS = (("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
 
@@ -68,6 +70,6 @@ def _seconds(text: str) -> float:
             break
         total += float(digits) * dict(_UNITS)[unit]
         rest = rest[len(unit) :]
-    if rest or total <= 0:
+    if rest or not 0 < total < _LONGEST:
         raise UsageError(f"cannot set --interval to '{text}'", "expected a duration such as 5s")
     return total

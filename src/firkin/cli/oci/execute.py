@@ -81,7 +81,7 @@ def _main(context: Context, argv: Sequence[str]) -> int:
     options.preserve_fds = given.get("--preserve-fds") or 0
     options.cgroups = given.get("--cgroup") or []
     if given.get("--process"):
-        process = _read(given["--process"])
+        process = _read(container, given["--process"])
         if given.get("--tty"):
             process["terminal"] = True
     else:
@@ -89,7 +89,13 @@ def _main(context: Context, argv: Sequence[str]) -> int:
     return operation.execute(container, process, options)
 
 
-def _read(path: str) -> dict[str, Any]:
+# What a process file need not say: then it is as the container's own process has it, as in
+# runc. Without them it would run unconfined, or hidden from the out-of-memory killer.
+_INHERITED = ("apparmorProfile", "capabilities", "oomScoreAdj", "selinuxLabel")
+
+
+def _read(container: Container, path: str) -> dict[str, Any]:
+    from firkin.runtime.lifecycle.exec import base_process
     from firkin.spec import validate
 
     try:
@@ -99,6 +105,10 @@ def _read(path: str) -> dict[str, Any]:
         raise UsageError(f"cannot read '{path}'", error.strerror or "") from None
     process = validate.parse(data, path)
     validate.validate_process(process)
+    base = base_process(container)
+    for name in _INHERITED:
+        if base.get(name) is not None and process.get(name) is None:
+            process[name] = base[name]
     return process
 
 
@@ -115,12 +125,16 @@ def _compose(container: Container, given: dict[str, Any], command: Sequence[str]
     process["env"] = [*(process.get("env") or ()), *given.get("--env", ())]
     if given.get("--cwd"):
         process["cwd"] = given["--cwd"]
+    # As runc: what is not said stays as the configuration has it.
+    process["user"] = user = {**(process.get("user") or {})}
     if given.get("--user"):
-        user, colon, group = given["--user"].partition(":")
-        process["user"] = {"uid": _id("--user", user), "gid": _id("--user", group) if colon else 0}
+        uid, colon, gid = given["--user"].partition(":")
+        user["uid"] = _id("--user", uid)
+        if colon:
+            user["gid"] = _id("--user", gid)
     if given.get("--additional-gids"):
         gids = [_id("--additional-gids", gid) for gid in given["--additional-gids"]]
-        process["user"] = {**process.get("user", {}), "additionalGids": gids}
+        user["additionalGids"] = [*(user.get("additionalGids") or ()), *gids]
     if given.get("--cap"):
         sets = process.get("capabilities") or {}
         # As runc: not ambient nor inheritable, for these would leak through execve.
@@ -138,6 +152,6 @@ def _compose(container: Container, given: dict[str, Any], command: Sequence[str]
 
 
 def _id(option: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 32:
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) >= 1 << 32:
         raise UsageError(f"cannot set {option} to '{text}'", "expected a number")
     return int(text)

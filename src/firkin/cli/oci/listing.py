@@ -57,9 +57,14 @@ def main(context: Context, argv: Sequence[str]) -> int:
         # The owner of a container of root's has no name in its record.
         owner = state["owner"] or "root"
         columns = (state["id"], state["pid"], state["status"], state["bundle"], state["created"])
-        rows.append((*map(str, columns), owner))
+        rows.append((*map(_shown, columns), owner))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for row in rows:
         cells = (cell.ljust(max(width, 11)) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
     return 0
+
+
+def _shown(value: object) -> str:
+    """Return *value* as text of one line: a bundle's name may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))

@@ -134,6 +134,8 @@ def _open_standard() -> None:
         if fd > 2:
             os.close(fd)
             return
+        # The container's, too, for the same reason.
+        os.set_inheritable(fd, True)
 
 
 def _dispatch(argv: list[str], log: Log) -> int:

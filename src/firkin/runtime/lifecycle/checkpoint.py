@@ -287,6 +287,8 @@ def _check_status_fd(options: Options) -> None:
     import fcntl
 
     what = f"cannot use --status-fd {fd}"
+    if fd >= 1 << 31:
+        raise UsageError(what, "it is not open")
     try:
         ours = not os.get_inheritable(fd)
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE

@@ -140,7 +140,7 @@ class Creation:
         container, options = self._container, self._options
         _check_console(self.terminal, options)
         # Before anything exists; and no signal ends this process half-way.
-        old = signals.block(signals.ALL) if wait else None
+        old = signals.block(signals.ALL)
         container.make()
         try:
             start = self._prepare(wait=wait)
@@ -156,8 +156,7 @@ class Creation:
                 raise _os_error(error) from error
             raise
         finally:
-            if old is not None:
-                signals.set_mask(old)
+            signals.set_mask(old)
         if self._cgroup is not None:
             self._cgroup.close()
         return pid, pidfd
@@ -189,6 +188,10 @@ class Creation:
         plan.no_pivot = options.no_pivot
         plan.new_keyring = options.new_keyring
         plan.keep_fds = self._inherited(plan)
+        if plan.init:
+            from firkin.init import reaper
+
+            plan.arguments_area = reaper.arguments_area()
         if wait:
             self._make_fifo(plan)
         start = launch.Launch(plan, cgroup)
@@ -239,7 +242,8 @@ class Creation:
     def _inherited(self, plan: Plan) -> int:
         """Count the descriptors to keep; those of socket activation, too (sd_listen_fds(3))."""
         listening = os.environ.get("LISTEN_FDS", "")
-        count = int(listening) if listening.isascii() and listening.isdigit() else 0
+        known = listening.isascii() and listening.isdigit() and len(listening) < 10
+        count = int(listening) if known else 0
         if os.environ.get("LISTEN_PID") != str(os.getpid()):
             count = 0  # they are for another process
         if count:

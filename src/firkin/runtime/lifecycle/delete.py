@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SIGKILL = 9
 # How long a process may take to die, in milliseconds; one in the disk's hands can't be hurried.
 _PATIENCE = 10_000
+# The same for one that has nothing left to do but to end, in seconds.
+_DYING = 2.0
 
 
 def delete(container: Container, *, force: bool, warn: Callable[[str], None]) -> None:
@@ -33,12 +35,19 @@ def delete(container: Container, *, force: bool, warn: Callable[[str], None]) ->
 
     Raises:
         UsageError: it is unknown, or has not stopped.
+        Busy: another operation on it does not end.
         SetupError: something of it can't be removed; it stays known.
     """
     try:
-        container.find().lock()
+        container.find()
+        if force and container.record.pid > 0 and container.is_busy():
+            # What has it may wait for this very process, as `start` for a hook inside.
+            kill_first(container.record.pid, container.record.started, container.record.cgroups)
+        container.lock()
         # What was true before we had it may not be any more.
         container.find()
+    except folder.Busy:
+        raise
     except (UsageError, SetupError):
         if not force:
             raise
@@ -60,6 +69,8 @@ def _delete_remains(container: Container) -> None:
         if container.fileno() < 0:
             container.lock()
         container.forget()
+    except folder.Busy:
+        raise
     except UsageError:
         if os.path.isdir(container.root):
             container.clear()
@@ -76,7 +87,11 @@ def destroy(container: Container, warn: Callable[[str], None] | None = None) -> 
     record = container.record
     if record.pid > 0:
         kill_first(record.pid, record.started, record.cgroups)
-    _remove_cgroups(record.cgroups)
+        _remove_cgroups(record.cgroups)
+    else:
+        # It had no process yet, or one that dies with its maker. Who lives in there is of
+        # another container with the same cgroupsPath.
+        light.remove(record.cgroups, _DYING)
     for path in record.undo.get("resctrl", {}).get("remove", ()):
         try:
             os.rmdir(path)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from firkin.runtime.lifecycle.folder import Container
 
+# poll(2) counts milliseconds in an int; who has more time is asked again, in seconds.
+_LONGEST = 1_000_000.0
+
 
 def statistics(container: Container) -> dict[str, Any]:
     """Return one event of type ``stats``.
@@ -51,7 +54,8 @@ def follow(container: Container, interval: float) -> Iterator[dict[str, Any]]:
             poller.register(watcher.fileno(), select.POLLIN)
         due = monotonic() + interval
         while container.status() != folder.STOPPED:
-            ready = dict(poller.poll(max(0.0, due - monotonic()) * 1000))
+            left = min(max(0.0, due - monotonic()), _LONGEST)
+            ready = dict(poller.poll(left * 1000))
             if watcher is not None and watcher.fileno() in ready:
                 what = watcher.read()
                 if what == "oom":

@@ -13,7 +13,7 @@ import os
 
 from firkin.errors import FirkinError, SetupError, UsageError
 from firkin.linux import clone, ns, signals
-from firkin.runtime import cgroups, compiler, descriptors, foreground, launch, userns
+from firkin.runtime import cgroups, compiler, descriptors, launch, userns
 from firkin.runtime.lifecycle import folder
 from firkin.runtime.lifecycle.process import (
     clip_capabilities,
@@ -22,6 +22,7 @@ from firkin.runtime.lifecycle.process import (
     send_console,
     write_pid_file,
 )
+from firkin.runtime.lifecycle.stay import stay
 from firkin.spec import jsontext
 
 TYPE_CHECKING = False
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from firkin.runtime.lifecycle.folder import Container
-    from firkin.runtime.terminal import Terminal
 
 
 class Options:
@@ -119,7 +119,13 @@ def execute(container: Container, process: dict[str, Any], options: Options) -> 
             _, pidfd = _start(start, options)
             os.close(pidfd)
             return 0
-        return _stay(start, opened, options)
+
+        def begin() -> tuple[int, int]:
+            process = _start(start, options)
+            opened.close()
+            return process
+
+        return stay(start, begin)
     finally:
         opened.close()
         cgroup.close()
@@ -178,33 +184,6 @@ def _start(start: launch.Launch, options: Options) -> tuple[int, int]:
             os.waitpid(pid, 0)
             raise
     return pid, pidfd
-
-
-def _stay(start: launch.Launch, opened: compiler.Opened, options: Options) -> int:
-    terminal: Terminal | None = None
-
-    def attach(master: int) -> None:
-        from firkin.runtime.terminal import Terminal
-
-        nonlocal terminal
-        terminal = Terminal(master, 0, 1, interactive=True)
-        terminal.start()
-
-    if start.plan.terminal:
-        start.on_console = attach
-    old = signals.block(foreground.HANDLED)
-    signal_fd = signals.signalfd(foreground.HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
-    try:
-        pid, pidfd = _start(start, options)
-        opened.close()
-        status = foreground.Foreground(pid, pidfd, signal_fd, terminal).wait()
-        os.close(pidfd)
-        return status
-    finally:
-        if terminal is not None:
-            terminal.close()
-        os.close(signal_fd)
-        signals.set_mask(old)
 
 
 def _namespaces(container: Container, opened: compiler.Opened) -> tuple[tuple[int, int, str], ...]:

@@ -87,6 +87,10 @@ def check_id(container_id: str) -> None:
         raise UsageError(what, f"it is longer than {_MAX_ID} characters")
 
 
+class Busy(UsageError):
+    """Another operation on the container does not end."""
+
+
 class Record:
     """What is remembered of a container; all plain values, as JSON has them.
 
@@ -209,14 +213,22 @@ class Container:
             SetupError: the root can't be written to.
         """
         try:
-            os.makedirs(self.root, 0o711, exist_ok=True)
+            if not os.path.isdir(self.root):
+                os.makedirs(self.root, 0o711, exist_ok=True)
             _check_owner(self.root)
             # Others pass through to exec.fifo only by a descriptor that they were given.
-            os.mkdir(self.path, 0o711)
-        except FileExistsError:
-            raise UsageError(
-                f"cannot create container '{self.id}'", "container with given ID already exists"
-            ) from None
+            try:
+                os.mkdir(self.path, 0o711)
+            except FileExistsError:
+                raise UsageError(
+                    f"cannot create container '{self.id}'",
+                    "container with given ID already exists",
+                ) from None
+            try:
+                self.lock()
+            except OSError:
+                os.rmdir(self.path)
+                raise
         except OSError as error:
             raise SetupError(
                 f"cannot make '{self.path}'",
@@ -225,7 +237,6 @@ class Container:
                 errno=error.errno or 0,
                 path=self.path,
             ) from error
-        self.lock()
 
     def find(self) -> Container:
         """Read the record of an existing container, and return self.
@@ -261,7 +272,8 @@ class Container:
         """Have this container for ourselves until :meth:`close`, or the end of this process.
 
         Raises:
-            UsageError: it is gone, or another operation on it does not end.
+            UsageError: it is gone.
+            Busy: another operation on it does not end.
         """
         try:
             fd = os.open(f"{self.path}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -275,7 +287,7 @@ class Container:
             except BlockingIOError:
                 if monotonic() > end:
                     os.close(fd)
-                    raise UsageError(
+                    raise Busy(
                         f"cannot use container '{self.id}'",
                         "another operation on it is still under way",
                     ) from None

@@ -88,6 +88,10 @@ def write_pid_file(path: str, pid: int) -> None:
             os.write(fd, str(pid).encode())
         finally:
             os.close(fd)
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
     except OSError as error:
         raise SetupError(f"cannot write the pid to '{path}'", error.strerror or "") from error

@@ -26,11 +26,12 @@ import os
 import select
 
 from firkin.errors import FirkinError, SetupError, Unsupported, UsageError
-from firkin.linux import caps, clone, mount, ns, paths, pty, signals
-from firkin.runtime import compiler, criu, foreground
+from firkin.linux import clone, mount, ns, paths, pty
+from firkin.runtime import compiler, criu
 from firkin.runtime.lifecycle import delete, folder, hooks
 from firkin.runtime.lifecycle.create import Creation
 from firkin.runtime.lifecycle.create import Options as CreateOptions
+from firkin.runtime.lifecycle.stay import stay
 from firkin.spec import jsontext
 
 TYPE_CHECKING = False
@@ -41,11 +42,9 @@ if TYPE_CHECKING:
     from firkin.runtime.cgroups.group import Cgroup
     from firkin.runtime.cgroups.none import NoCgroup
     from firkin.runtime.lifecycle.folder import Container
-    from firkin.runtime.terminal import Terminal
 
 _LOG = "restore.log"
 _PID_FILE = "pid"
-_PR_SET_CHILD_SUBREAPER = 36
 _MAX_DESCRIPTORS = 65536  # bytes
 
 # What criu runs at each stage. The names of the FIFOs are beside it; whatever the answer
@@ -95,30 +94,13 @@ def restore(
         os.close(pidfd)
         container.close()
         return 0
-    terminal: Terminal | None = None
 
-    def attach(master: int) -> None:
-        from firkin.runtime.terminal import Terminal
-
-        nonlocal terminal
-        terminal = Terminal(master, 0, 1, interactive=True)
-        terminal.start()
-
-    restoration.on_console = attach
-    if subreaper:
-        caps.prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
-    old = signals.block(foreground.HANDLED)
-    signal_fd = signals.signalfd(foreground.HANDLED, signals.SFD_CLOEXEC | signals.SFD_NONBLOCK)
-    try:
-        pid, pidfd = restoration.start(wait=True)
+    def begin() -> tuple[int, int]:
+        process = restoration.start(wait=True)
         container.close()
-        status = foreground.Foreground(pid, pidfd, signal_fd, terminal).wait()
-        os.close(pidfd)
-    finally:
-        if terminal is not None:
-            terminal.close()
-        os.close(signal_fd)
-        signals.set_mask(old)
+        return process
+
+    status = stay(restoration, begin, adopt=subreaper)
     delete.delete(container, force=True, warn=shared.warn)
     return status
 
