@@ -47,7 +47,8 @@ ODD: dict[str, tuple[Any, ...]] = {
     "process.args": (
         [], [""], ["/"], ["/etc"], ["/etc/passwd"], ["nowhere"], ["/proc/self/exe"], ["sleep\0"],
         ["sh", "-c", "sleep 1000; :", "\n", "\x1b", ""],
-        ["sh", "-c", "sleep 1000; :", *["a" * 1000] * 3000], ["sleep", "1000", "a" * 200_000], ["../bin/sleep", "1000"], ["/proc/self/fd/3"], MISSING,
+        ["sh", "-c", "sleep 1000; :", *["a" * 1000] * 3000], ["sleep", "1000", "a" * 200_000],
+        ["../bin/sleep", "1000"], ["/proc/self/fd/3"], MISSING,
     ),
     "process.env": (
         [], ["PATH="], ["PATH=/nowhere"], ["X"], ["=x"], ["A=\n"], ["A=\0"], ["A=1", "A=2"],
@@ -79,7 +80,8 @@ ODD: dict[str, tuple[Any, ...]] = {
         [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 8}],
         [{"type": "RLIMIT_NOFILE", "soft": 2**63, "hard": 2**64 - 1}],
         [{"type": "RLIMIT_NOFILE", "soft": -1, "hard": -1}],
-        [{"type": "RLIMIT_AS", "soft": 1, "hard": 1}], [{"type": "RLIMIT_AS", "soft": 0, "hard": 0}],
+        [{"type": "RLIMIT_AS", "soft": 1, "hard": 1}],
+        [{"type": "RLIMIT_AS", "soft": 0, "hard": 0}],
         [{"type": "RLIMIT_STACK", "soft": 0, "hard": 2**64 - 1}],
         [{"type": "RLIMIT_FSIZE", "soft": 0, "hard": 0}],
         [{"type": "RLIMIT_NPROC", "soft": 0, "hard": 0}],
@@ -135,9 +137,11 @@ ODD: dict[str, tuple[Any, ...]] = {
         mount("/new", "cgroup2", "c", "ro"), mount("/new", "devpts", "d", "newinstance"),
         mount("/dev", "tmpfs", "t"), mount("/dev", "bind", "{bundle}", "bind"),
         mount("/dev", "tmpfs", "t", "ro"), mount("/dev/pts", "tmpfs", "t"),
-        mount("/a\nb", "tmpfs", "t"), mount("/a b\\040", "tmpfs", "t"), mount("/" + LONG, "tmpfs", "t"),
+        mount("/a\nb", "tmpfs", "t"), mount("/a b\\040", "tmpfs", "t"),
+        mount("/" + LONG, "tmpfs", "t"),
         mount("/bin", "tmpfs", "hides the command"), mount("/loop", "bind", "{root}", "rbind"),
-        mount("/new\ud800", "tmpfs", "t"), mount("/lnk/x", "tmpfs", "t"), mount("/self", "tmpfs", "t"),
+        mount("/new\ud800", "tmpfs", "t"), mount("/lnk/x", "tmpfs", "t"),
+        mount("/self", "tmpfs", "t"),
     ),
     "hooks": (
         {"createRuntime": [{"path": "/nowhere"}]}, {"createRuntime": [{"path": "true"}]},
@@ -150,8 +154,10 @@ ODD: dict[str, tuple[Any, ...]] = {
         {"createRuntime": [{"path": "/bin/true", "env": ["x"]}]},
         {"createRuntime": [{"path": "/bin/true", "args": [], "env": ["A=\n"]}]},
         {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "kill -9 $$"]}]},
-        {"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "printf 'a\\nb\\r\\033[1m'; exit 3"]}]},
-        {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "yes | head -c 99999; exit 1"]}]},
+        {"createContainer": [
+            {"path": "/bin/sh", "args": ["sh", "-c", "printf 'a\\nb\\r\\033[1m'; exit 3"]}]},
+        {"createRuntime": [
+            {"path": "/bin/sh", "args": ["sh", "-c", "yes | head -c 99999; exit 1"]}]},
         {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "99"], "timeout": 1}]},
         {"nosuch": [{"path": "/bin/false"}]}, {"prestart": {}}, {"poststop": None},
     ),
@@ -212,13 +218,16 @@ ODD: dict[str, tuple[Any, ...]] = {
         {"hugepageLimits": [{"pageSize": "2MB", "limit": 0}]},
         {"hugepageLimits": [{"pageSize": "3MB", "limit": 0}]},
         {"hugepageLimits": [{"pageSize": "../x", "limit": 0}]},
-        {"network": {"classID": 1048577}}, {"network": {"priorities": [{"name": "nosuch", "priority": 1}]}},
+        {"network": {"classID": 1048577}},
+        {"network": {"priorities": [{"name": "nosuch", "priority": 1}]}},
         {"rdma": {"nosuch": {"hcaHandles": 1}}}, {"unified": {"memory.max": "1"}},
         {"unified": {"../x": "1"}}, {"unified": {"cgroup.procs": "1"}},
-        {"devices": []}, {"devices": [{"allow": True}]}, {"devices": [{"allow": True, "access": "rwm"}]},
+        {"devices": []}, {"devices": [{"allow": True}]},
+        {"devices": [{"allow": True, "access": "rwm"}]},
         {"devices": [{"allow": False, "type": "c", "major": 1, "minor": 3, "access": "r"}]},
         {"devices": [{"allow": True, "type": "b", "major": -1, "minor": -1, "access": ""}]},
-        {"devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "access": "m"}]},
+        {"devices": [{"allow": False, "access": "rwm"},
+        {"allow": True, "type": "c", "access": "m"}]},
         {"devices": [{"allow": True, "type": "p", "access": "x"}]},
         {"devices": [{"allow": True, "type": "c", "major": 5000, "access": "r"}]},
     ),
@@ -228,7 +237,8 @@ ODD: dict[str, tuple[Any, ...]] = {
         [{"path": "/dev/x", "type": "b", "major": 7, "minor": 0, "uid": 5, "gid": 2**32 - 1}],
         [{"path": "/dev/x", "type": "p"}], [{"path": "/dev/x", "type": "c"}],
         [{"path": "/dev/x", "type": "s"}], [{"path": "dev/x", "type": "p"}],
-        [{"path": "/", "type": "p"}], [{"path": "/dev", "type": "p"}], [{"path": "/dev/", "type": "p"}],
+        [{"path": "/", "type": "p"}], [{"path": "/dev", "type": "p"}],
+        [{"path": "/dev/", "type": "p"}],
         [{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}] * 2,
         [{"path": "/dev/null", "type": "p"}], [{"path": "/dev/a/b/c", "type": "p"}],
         [{"path": "/dev/../etc/passwd", "type": "p"}], [{"path": "/proc/x", "type": "p"}],
@@ -271,7 +281,8 @@ ODD: dict[str, tuple[Any, ...]] = {
                 {"index": 0, "value": 2**64 - 1, "op": "SCMP_CMP_MASKED_EQ", "valueTwo": 1}] * 7}]},
         {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
             {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}] * 3000},
-        {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": [], "action": "SCMP_ACT_ALLOW"}]},
+        {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+            {"names": [], "action": "SCMP_ACT_ALLOW"}]},
     ),
     "linux.maskedPaths": (
         [], ["/"], ["/nowhere"], ["/etc/passwd"], ["/etc"], ["/proc"], ["/proc/self/exe"], ["/bin"],
@@ -349,9 +360,7 @@ def base(world: World, kind: str) -> Config:
         return config
     held = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_MKNOD"]
     process, linux = config["process"], config["linux"]
-    process["capabilities"] = {
-        kind: list(held) for kind in ("bounding", "effective", "permitted")
-    }
+    process["capabilities"] = {kind: list(held) for kind in ("bounding", "effective", "permitted")}
     process["env"] += ["TERM=xterm", "HOME=/root", "HOSTNAME=cask"]
     del process["noNewPrivileges"]
     config["root"]["readonly"] = False

@@ -274,6 +274,25 @@ def close_files(plan: Plan) -> None:
                 continue
 
 
+def close_others(plan: Plan, kept: tuple[int, ...]) -> None:
+    """Close all descriptors but the standard ones, those asked for and *kept*.
+
+    For who waits, perhaps for days: what our caller forgot to close is not to be had
+    from ``/proc`` meanwhile, and :func:`close_files` acts only at ``execve``.
+    """
+    libc.because("who waits holds no file of the host's")
+    first = 3 + plan.keep_fds
+    for fd in sorted({*kept, 0x80000000}):
+        if fd > first:
+            try:
+                libc.syscall("close_range", _SYS_CLOSE_RANGE, first, fd - 1, 0)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EPERM):
+                    raise
+                os.closerange(first, min(fd, 65536))
+        first = max(first, fd + 1)
+
+
 def load_seccomp(plan: Plan) -> None:
     """Give up what set-user-ID programs give, and load the filter, which then needs no rights."""
     libc.because("no set-user-ID program gives anything back")

@@ -390,6 +390,7 @@ def wait_on_fifo(child: Child) -> None:
 
         # What can fail does so while the creator is there to tell of it.
         ready = waiting.prepare(plan.fifo_fd)
+        final.close_others(plan, (plan.fifo_fd, plan.error_fd, child.channel.fileno(), ready[0]))
     libc.because("the container lives on without the process that made it")
     final.live_without_parent()
     child.channel.send(protocol.CREATED)

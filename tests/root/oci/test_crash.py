@@ -6,6 +6,7 @@ as it can. ``FIRKIN_CRASH=1`` tries each N, where otherwise a row of calls of th
 name is represented by its first and its last.
 """
 
+# ruff: noqa: A001, A002  (id is the specification's name for it)
 from __future__ import annotations
 
 import json
@@ -169,9 +170,8 @@ def kill_at_each(
         deleted = runtime("delete", "--force", id)
         assert (deleted.returncode, deleted.stdout, deleted.stderr) == (0, "", ""), where
         assert runtime.ids() == [], where
-        wait_until(
-            lambda: done.gone() and not orphans(), f"the end of what {where} left", patience=5
-        )
+        wait_until(done.gone, f"the end of what {where} left", patience=5)
+        wait_until(lambda: not orphans(), f"the end of what {where} left", patience=5)
         assert remains(runtime, id) == [], where
     assert killed >= len(chosen(names)) - 2
     # And the id is free.
@@ -277,7 +277,8 @@ def test_another_container_in_the_cgroup_of_a_crashed_one(
     """What was killed before it had a process has nobody to kill."""
     bundle.linux["cgroupsPath"] = f"/fuzz-{id}"
     words = ["create", "--bundle", str(bundle.write().folder), id]
-    Traced(runtime, words, "--output=/dev/null", "--inject=socketpair:signal=SIGKILL:when=1")
+    kill = "--inject=socketpair:signal=SIGKILL:when=1"
+    wait_until(Traced(runtime, words, "--output=/dev/null", kill).gone)
     assert runtime.state(id)["status"] == "stopped"
     other = runtime.up(bundle)
     assert runtime.delete(id, "--force").returncode == 0

@@ -30,7 +30,7 @@ from support.oci import NAMES, PATHS, adopting, alive
 from support.running import wait_until
 
 MANY = int(os.environ.get("FIRKIN_FUZZ", "0"))
-EXAMPLES = 60 * max(1, MANY)
+EXAMPLES = 200 * max(1, MANY)
 PATIENCE = 30.0  # seconds, for one command
 
 _numbers = itertools.count(1)

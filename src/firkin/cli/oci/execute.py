@@ -107,7 +107,7 @@ def _read(container: Container, path: str) -> dict[str, Any]:
     validate.validate_process(process)
     base = base_process(container)
     for name in _INHERITED:
-        if base.get(name) is not None and process.get(name) is None:
+        if base.get(name) is not None and process.get(name) in (None, ""):
             process[name] = base[name]
     return process
 

@@ -197,6 +197,8 @@ class Creation:
         start = launch.Launch(plan, cgroup)
         if maps is not None:
             userns.apply_maps(plan, maps)
+            if plan.groups and not plan.set_groups:
+                options.warn("ignoring additionalGids: this user namespace forbids setgroups(2)")
             if plan.new_user:
                 start.maps = maps
             if plan.new_cgroup and self._has_writable_cgroup():

@@ -116,6 +116,8 @@ def kill_first(pid: int, started: int, cgroups: list[str]) -> None:
     # Built in, and all that is needed of the module `signal`.
     from _signal import pidfd_send_signal  # type: ignore[import-not-found]
 
+    if not folder.is_alive(pid, started):
+        return  # also where a damaged record has what is no pid
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:

@@ -397,6 +397,16 @@ def processes_of(container: Container) -> list[int]:
     return sorted(found)
 
 
+def never_executed(pid: int) -> bool:
+    """Whether *pid* is a zombie that never called execve: PF_FORKNOEXEC (linux/sched.h) is set."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # its parent has waited for it: nothing tells any more
+    return fields[0] in (b"Z", b"X") and bool(int(fields[6]) & 0x40)
+
+
 def start_time(pid: int) -> int:
     """Return when *pid* started, in clock ticks since boot; with it a pid names one process.
 

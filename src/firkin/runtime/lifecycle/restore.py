@@ -195,6 +195,8 @@ class Restoration(Creation):
         stage = _Stage(container, asks=any(kinds.values()))
         try:
             with_root = stage.enter(plan, run)
+            # Until there is a first process it stands for it: what is in the cgroup is ours.
+            self._note_pid(run.pid)
             cgroup.join(run.pid)
             run.start((*with_root, *_cgroup_roots(run.pid)))
             asked = stage.wait_asked(run.pidfd)

@@ -49,7 +49,12 @@ def start(container: Container) -> None:
     # From here on it is no longer "created", whatever becomes of this process.
     os.unlink(path)
     try:
-        os.write(fifo, b"0")
+        try:
+            os.write(fifo, b"0")
+        except BrokenPipeError:
+            raise SetupError(
+                f"cannot start container '{container.id}'", "its process is dead"
+            ) from None
         # The other end is closed by execve, or by the end of the process.
         poller = select.poll()
         poller.register(fifo, 0)
@@ -58,6 +63,10 @@ def start(container: Container) -> None:
     finally:
         os.close(fifo)
     _raise_error(container)
+    if folder.never_executed(container.record.pid):
+        raise SetupError(
+            f"cannot start container '{container.id}'", "its process was killed before its command"
+        )
     after_start(container)
     container.close()
 
