@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("support.docker", "support.containerd", "support.cri")
-
-from support.clients import RUNTIMES  # noqa: E402
-from support.containerd import Containerd  # noqa: E402
-from support.docker import Docker  # noqa: E402
-from support.requires import need  # noqa: E402
+from support.clients import RUNTIMES
+from support.containerd import Containerd
+from support.docker import Docker
+from support.requires import need
 
 
 @pytest.fixture(scope="session", params=RUNTIMES)

@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite(
-    "support.podman", "support.cases_podman", "support.cases_podman_options"
-)
-
-from support.box import status  # noqa: E402
-from support.cases_podman import *  # noqa: E402, F403
-from support.cases_podman_options import *  # noqa: E402, F403
-from support.clients import RUNTIMES  # noqa: E402
-from support.podman import IMAGE, Podman, session, use  # noqa: E402
-from support.requires import requires  # noqa: E402
+from support.box import status
+from support.cases_podman import *  # noqa: F403
+from support.cases_podman_options import *  # noqa: F403
+from support.clients import RUNTIMES
+from support.podman import IMAGE, Podman, session, use
+from support.requires import requires
 
 pytestmark = requires("ordinary user", "subordinate ids", "user namespaces")
 

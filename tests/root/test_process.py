@@ -2,8 +2,4 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.register_assert_rewrite("support.box", "support.cases_process")
-
-from support.cases_process import *  # noqa: E402, F403
+from support.cases_process import *  # noqa: F403

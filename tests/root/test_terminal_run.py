@@ -2,9 +2,4 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.register_assert_rewrite("support.box", "support.cases_terminal", "support.user_terminal")
-
-from support.cases_process import box  # noqa: E402, F401
-from support.cases_terminal import *  # noqa: E402, F403
+from support.cases_terminal import *  # noqa: F403
