@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -231,9 +230,10 @@ def debian_tar() -> Path:
 
 
 @pytest.fixture
-def own_root(busybox_root: Path, tmp_path: Path) -> Path:
-    """A copy of :func:`busybox_root` that the test may change."""
-    return Path(shutil.copytree(busybox_root, tmp_path / "root", symlinks=True))
+def own_root(tmp_path: Path) -> Path:
+    """As :func:`busybox_root`, to change; without the mount points that others leave there."""
+    need("program:busybox")
+    return roots.make_busybox_root(tmp_path / "root")
 
 
 # ---------------------------------------------------------------- commands
