@@ -48,7 +48,7 @@ BANNED = words(
     zipfile
     """
 )
-FIRKIN_MODULES = 57 if os.geteuid() == 0 else 58  # packages counted; idmap.py for users
+FIRKIN_MODULES = 57 if os.geteuid() == 0 else 59  # packages counted; idmap, userns for users
 
 # Prints the modules where the child would be made, and makes none.
 HOOK = """

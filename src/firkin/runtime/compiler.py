@@ -230,6 +230,7 @@ def _namespaces(plan: Plan, config: dict[str, Any], linux: dict[str, Any], opene
         plan.time_offsets = tuple(
             (clock, int(o.get("secs") or 0), int(o.get("nanosecs") or 0))
             for clock, o in offsets.items()
+            if clock in ("boottime", "monotonic")
         ) or (("boottime", 0, 0),)
     if linux.get("sysctl"):
         plan.sysctl = _sysctls(linux["sysctl"], joins)

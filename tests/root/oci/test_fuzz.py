@@ -447,7 +447,18 @@ FOUND = (
     ("process.rlimits", [{"type": "RLIMIT_NOFILE", "soft": 3, "hard": 3}], True),
     ("process.rlimits", [{"type": "RLIMIT_FSIZE", "soft": 0, "hard": 0}], True),
     ("hooks", {"createRuntime": [{"path": "/bin/true", "timeout": 10**18}]}, True),
+    # Members that the specification does not know are ignored, whatever they hold.
+    ("process.capabilities", {"bounding": [], "uid": 0, "x": None}, True),
 )
+
+
+def test_members_that_nobody_knows(arena: Arena) -> None:
+    config = fuzz.base(arena.world, "spec")
+    fuzz.change(arena.world, config, "linux.namespaces+", {"type": "time"})
+    config["linux"]["timeOffsets"] = {"boottime": {"secs": 5}, "nosuch": 7}
+    for inner in (config, config["process"], config["linux"], config["linux"]["resources"]):
+        inner |= {"nosuch": 7, "": None, "unknown": [{"a": {}}]}
+    assert arena.try_one(fuzz.spell(config), config)
 
 
 def test_what_was_found(arena: Arena) -> None:

@@ -33,13 +33,10 @@ def clip_capabilities(plan: Plan, process: dict[str, Any], warn: Callable[[str],
 
     A new user namespace gives all capabilities, over what is its own.
     """
-    unknown = {
-        name
-        for names in (process.get("capabilities") or {}).values()
-        for name in names
-        if name not in caps.NAMES
-    }
     sets = ("bounding", "effective", "permitted", "inheritable", "ambient")
+    given = process.get("capabilities") or {}
+    # Not all of its members: those that the specification does not know hold anything.
+    unknown = {name for kind in sets for name in given.get(kind) or () if name not in caps.NAMES}
     if not plan.new_user and not plan.joined_user:
         _, permitted, _ = caps.get_caps()
         for name in sets:
